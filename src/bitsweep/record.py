@@ -1,0 +1,114 @@
+"""One measured point: what a Record holds, and how it is written and strictly read.
+
+A point has up to two Records, joined on ``point_id``: ``quality`` (the same numbers on every
+machine, up to the last bits of float arithmetic) and ``timing`` (of one machine and engine).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+SCHEMA = 1
+
+Kind = Literal["quality", "timing"]
+Status = Literal["ok", "refused", "failed"]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Difference of a metric to the Reference, paired, with its 95 % bootstrap interval."""
+
+    kind: Literal["ratio", "difference"]
+    value: float
+    lo: float
+    hi: float
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number. ``signature`` says how it was made; ``reason`` why there is none.
+
+    ``lo`` and ``hi`` bound the value itself (95 %), where that means something.
+    """
+
+    name: str
+    value: float | None
+    unit: str
+    better: Literal["lower", "higher", "none"]
+    signature: str
+    lo: float | None = None
+    hi: float | None = None
+    delta: Delta | None = None
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.value is None) == (self.reason is None):
+            raise ValueError(f"{self.name}: a metric has a value or a reason, one of the two")
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError(f"{self.name}={self.value}: a metric is a finite number or a reason")
+
+    def to_json(self) -> dict[str, Any]:
+        value = asdict(self)
+        del value["name"]
+        return value
+
+    @classmethod
+    def from_json(cls, name: str, value: Mapping[str, Any]) -> Metric:
+        delta = value["delta"]
+        return cls(**{**value, "name": name, "delta": None if delta is None else Delta(**delta)})
+
+
+@dataclass
+class Measurement:
+    """What a probe returns: its metrics, and rows of detail (windows, texts) kept beside them."""
+
+    metrics: list[Metric]
+    details: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Record:
+    """One row. ``point`` is flat: the columns by which tables, filters and W&B group."""
+
+    run_id: str
+    point_id: str
+    kind: Kind
+    experiment: str
+    status: Status
+    point: dict[str, Any]
+    reason: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    details_sha256: str | None = None
+    timings: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def add(self, measurement: Measurement) -> None:
+        """Take in a probe's metrics; a name that is there already is a mistake of ours."""
+        for metric in measurement.metrics:
+            if metric.name in self.metrics:
+                raise ValueError(f"two probes both measure {metric.name}")
+            self.metrics[metric.name] = metric
+
+    def to_json(self) -> dict[str, Any]:
+        value = {f.name: getattr(self, f.name) for f in fields(self)}
+        value["metrics"] = {name: metric.to_json() for name, metric in self.metrics.items()}
+        return value
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Record:
+        """Read strictly. Raises ValueError for another schema, a missing or an unknown field."""
+        if value.get("schema") != SCHEMA:
+            raise ValueError(f"schema {value.get('schema')} is not {SCHEMA}")
+        known = {f.name for f in fields(cls)}
+        if set(value) != known:
+            odd = sorted(set(value) ^ known)
+            raise ValueError(f"fields missing or unknown: {', '.join(odd)}")
+        metrics = {name: Metric.from_json(name, item) for name, item in value["metrics"].items()}
+        return cls(**{**value, "metrics": metrics})

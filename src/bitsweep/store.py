@@ -1,0 +1,129 @@
+"""Records on disk: one small JSON file a Record, its details beside it, written whole or not at all.
+
+``results/<experiment>/records/<run_id>.json`` and ``details/<run_id>.jsonl.gz``. A good Record is
+never overwritten by a failure; the next launch asks :meth:`Store.done` and does what is missing.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bitsweep.artifacts import write_atomically
+from bitsweep.errors import UserError
+from bitsweep.record import Record
+
+RECORD_CAP_BYTES = 16_000
+
+
+class Store:
+    """The Records of one experiment, below ``<results_dir>/<experiment>``."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def prepare(self) -> None:
+        """Make the folders, so that an unwritable place is found before any work.
+
+        Raises:
+            UserError: the place can not be written; change ``results_dir=``.
+        """
+        try:
+            for name in ("records", "details"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+                if not os.access(self.folder / name, os.W_OK):
+                    raise PermissionError("not writable")
+                probe = self.folder / name / f".{os.getpid()}.probe.tmp"
+                probe.write_bytes(b"")
+                probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"results_dir={self.folder.parent}: can not write there "
+                f"({error.strerror or error}); choose another folder with results_dir=PATH"
+            ) from error
+
+    def record_path(self, run_id: str) -> Path:
+        return self.folder / "records" / f"{run_id}.json"
+
+    def details_path(self, run_id: str) -> Path:
+        return self.folder / "details" / f"{run_id}.jsonl.gz"
+
+    def put(self, record: Record, details: list[dict[str, Any]]) -> None:
+        """Write details first, then the Record that names their digest, each atomically."""
+        if record.status != "ok" and self.done(record.run_id):
+            return
+        if details:
+            packed = _pack(details)
+            record.details_sha256 = hashlib.sha256(packed).hexdigest()
+            write_atomically(self.details_path(record.run_id), lambda p: _write(p, packed))
+        body = _dump(record)
+        if len(body) > RECORD_CAP_BYTES:
+            raise ValueError(f"Record {record.run_id} has {len(body)} bytes, over 16 kB")
+        write_atomically(self.record_path(record.run_id), lambda p: _write(p, body))
+
+    def get(self, run_id: str) -> Record | None:
+        """The Record of this id, or None when it is absent or was cut short."""
+        path = self.record_path(run_id)
+        try:
+            return Record.from_json(json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def done(self, run_id: str) -> bool:
+        """Whether this Record was measured; a failed one counts as missing."""
+        record = self.get(run_id)
+        return record is not None and record.status == "ok"
+
+    def records(self) -> list[Record]:
+        """All Records, by run_id. Raises UserError for a file that is no Record of this schema."""
+        found = []
+        for path in sorted((self.folder / "records").glob("[!.]*.json")):
+            try:
+                found.append(Record.from_json(json.loads(path.read_bytes())))
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(f"{path}: not a Record ({error}); move it away") from error
+        return found
+
+    def details(self, run_id: str) -> Iterator[dict[str, Any]]:
+        """The rows of detail of one Record; none where it has none."""
+        path = self.details_path(run_id)
+        if not path.exists():
+            return
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)
+
+    def find(self, prefix: str) -> list[Record]:
+        """Records whose run_id or point_id starts with ``prefix``."""
+        return [r for r in self.records() if prefix and r.run_id.startswith(prefix)] or [
+            r for r in self.records() if prefix and r.point_id.startswith(prefix)
+        ]
+
+
+def _dump(record: Record) -> bytes:
+    text = json.dumps(
+        record.to_json(), sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False
+    )
+    return (text + "\n").encode("utf-8")
+
+
+def _pack(details: list[dict[str, Any]]) -> bytes:
+    """JSON lines, gzipped without a time stamp: equal rows give equal bytes."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as file:
+        for row in details:
+            line = json.dumps(row, sort_keys=True, allow_nan=False, ensure_ascii=False)
+            file.write(line.encode("utf-8") + b"\n")
+    return buffer.getvalue()
+
+
+def _write(path: Path, body: bytes) -> None:
+    path.write_bytes(body)
