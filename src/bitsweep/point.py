@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Point:
-    """One point of a sweep. ``spec`` holds the axes bits, group_size, symmetric, format, scale."""
+    """One point of a sweep. ``spec`` holds the axes bits, group_size, symmetric, format, scale.
+
+    ``command`` makes this point again when typed; it names the point to people and identifies
+    nothing.
+    """
 
     experiment: str
     results_dir: Path
@@ -38,6 +42,7 @@ class Point:
     misfit: str = "error"
     engine: str = "auto"
     seed: int = 0
+    command: str = ""
 
     @property
     def folder(self) -> Path:

@@ -1,4 +1,4 @@
-"""Records on disk: one small JSON file a Record, its details beside it, written whole or not at all.
+"""Records on disk: one small JSON file each, details beside it, written whole or not at all.
 
 ``results/<experiment>/records/<run_id>.json`` and ``details/<run_id>.jsonl.gz``. A good Record is
 never overwritten by a failure; the next launch asks :meth:`Store.done` and does what is missing.

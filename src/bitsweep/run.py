@@ -1,0 +1,252 @@
+"""The story of one run: a Point becomes a model, the model becomes a Record.
+
+Read this first. :func:`prepare` decides without weights what the point is and whether it can
+exist, :func:`run` is the straight line, :func:`execute` keeps its answer on disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+
+from bitsweep import formats, models, policies, provenance
+from bitsweep.artifacts import Artifacts, digest, plain
+from bitsweep.calibration import Calibration
+from bitsweep.data import Reference
+from bitsweep.errors import Refused, UserError
+from bitsweep.models import Model, ModelSource
+from bitsweep.point import Point
+from bitsweep.probes import Probe
+from bitsweep.record import Kind, Record, Status
+from bitsweep.spec import LayerSpec, Plan
+from bitsweep.store import Store
+
+KINDS: tuple[Kind, ...] = ("quality", "timing")
+Progress = Callable[[str], None]
+Details = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A point that can exist: its plan, its identity, and the Records it will have."""
+
+    point: Point
+    source: ModelSource
+    plan: Plan
+    point_id: str
+    run_ids: Mapping[Kind, str]
+
+
+def prepare(point: Point, artifacts: Artifacts) -> Prepared:
+    """Decide what ``point`` is, from the checkpoint's configuration alone.
+
+    Raises:
+        Refused: the point can not exist; the reason is a row of the report.
+        UserError: the configuration is wrong whatever the other axes are.
+    """
+    skeleton = models.skeleton(point.model, artifacts)
+    plan = plan_for(point, skeleton)
+    source = dataclasses.replace(point.model, untie=point.model.untie or plan.untie)
+    point_id = digest(
+        {
+            "checkpoint": skeleton.checkpoint,
+            "dtype": source.dtype,
+            "untie": source.untie and models.skeleton(point.model, artifacts).tied,
+            "method": method_identity(point),
+            "plan": plan.digest(),
+            "calibration": calibration_identity(point, skeleton, artifacts),
+            "seed": None if "seed" in point.method.ignores else point.seed,
+        }
+    )
+    run_ids = {
+        kind: digest(
+            {"point": point_id, "kind": kind, "measured": measured(point, kind, artifacts)}
+        )
+        for kind in KINDS
+        if probes_of(point, kind)
+    }
+    return Prepared(point, source, plan, point_id, run_ids)
+
+
+def run(
+    prepared: Prepared,
+    artifacts: Artifacts,
+    kinds: Sequence[Kind] = KINDS,
+    progress: Progress | None = None,
+) -> Iterator[tuple[Record, Details]]:
+    """Quantize, then measure each of ``kinds``: yields a Record as soon as it is complete."""
+    point, plan = prepared.point, prepared.plan
+    stage = provenance.Stopwatch(progress)
+    torch.manual_seed(point.seed)
+    with stage("load"):
+        source = models.load(prepared.source, artifacts)
+    reference = Reference(source, point.data, artifacts)
+    calibration = Calibration(source, point.calibration, artifacts)
+    with stage("quantize"):
+        model = point.method(source.copy(), plan, calibration)
+    became = policies.audit(model, plan)
+    for kind in kinds:
+        record = begin(prepared, kind, source)
+        details: Details = [{"plan": became}] if kind == "quality" else []
+        for name, probe in probes_of(point, kind).items():
+            with stage(name):
+                measurement = probe(model, reference)
+            record.add(measurement)
+            details += [{"probe": name, **row} for row in measurement.details]
+        if point.method.calibrated:
+            record.calibration = plain(calibration.identity)
+        record.timings = dict(stage.stages)
+        yield record, details
+
+
+def execute(
+    point: Point,
+    artifacts: Artifacts,
+    store: Store,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> list[Record]:
+    """Run what is missing of ``point`` and keep it; a point that fails or is refused is a row too.
+
+    Returns the point's Records, those found on disk included.
+    """
+    try:
+        prepared = prepare(point, artifacts)
+    except Refused as reason:
+        record = refused_record(point, str(reason))
+        store.put(record, [])
+        return [record]
+    missing = [kind for kind, run_id in prepared.run_ids.items() if force or not store.done(run_id)]
+    found = {kind: store.get(prepared.run_ids[kind]) for kind in prepared.run_ids}
+    records = [record for kind, record in found.items() if record and kind not in missing]
+    started = time.perf_counter()
+    try:
+        for record, details in run(prepared, artifacts, missing, progress) if missing else ():
+            record.timings["total"] = {"wall_s": round(time.perf_counter() - started, 3)}
+            store.put(record, details)
+            records.append(record)
+    except UserError:
+        raise
+    except Exception as error:
+        done = {record.kind for record in records}
+        for kind in missing:
+            if kind not in done:
+                record = _failed(prepared, kind, error)
+                store.put(record, [])
+                records.append(record)
+    return records
+
+
+def plan_for(point: Point, model: Model) -> Plan:
+    """The Plan of this point for ``model`` (a skeleton will do), each spec as the method stores it.
+
+    Raises:
+        Refused: the method or the format can not make what the policy asks for.
+    """
+    if "policy" in point.method.ignores:
+        return Plan()
+    plan = policies.make(point.policy, model, point.spec, point.misfit)
+    layers = {}
+    for name, layer in plan.layers.items():
+        spec = point.method.resolve(layer.weight)
+        reason = formats.get(spec.format).skip(spec) or point.method.skip(spec)
+        if reason is not None:
+            raise Refused(f"method={point.method_name}: {reason}")
+        layers[name] = LayerSpec(spec, layer.input)
+    return dataclasses.replace(plan, layers=layers)
+
+
+def probes_of(point: Point, kind: Kind) -> dict[str, Probe]:
+    """The probes of this point that measure ``kind``, by name."""
+    return {name: probe for name, probe in point.probes.items() if probe.kind == kind}
+
+
+def method_identity(point: Point) -> dict[str, Any]:
+    """Class, version and options: what of the method decides the codes."""
+    method = point.method
+    target = f"{type(method).__module__}.{type(method).__qualname__}"
+    return {"target": target, "version": method.version, "options": plain(method)}
+
+
+def calibration_identity(point: Point, model: Model, artifacts: Artifacts) -> dict[str, Any] | None:
+    """What of the calibration decides the codes; None for a method that looks at no text."""
+    if not point.method.calibrated:
+        return None
+    return Calibration(model, point.calibration, artifacts).identity
+
+
+def protocol(point: Point, kind: Kind, artifacts: Artifacts) -> dict[str, Any]:
+    """What decides a Record's numbers beyond its point: the probes, and for times the machine."""
+    probes = {
+        name: {"version": probe.version, **probe.identity(point.data, artifacts)}
+        for name, probe in probes_of(point, kind).items()
+    }
+    if kind == "quality":
+        return probes
+    machine = {
+        "engine": point.engine,
+        "threads": torch.get_num_threads(),
+        "device": provenance.device_name(point.model.device),
+    }
+    return {**probes, "machine": machine}
+
+
+def begin(prepared: Prepared, kind: Kind, source: Model) -> Record:
+    """A Record that says all but its numbers."""
+    point, plan = prepared.point, prepared.plan
+    return Record(
+        run_id=prepared.run_ids[kind],
+        point_id=prepared.point_id,
+        kind=kind,
+        experiment=point.experiment,
+        status="ok",
+        point=point.columns(),
+        model={
+            "path": point.model.path,
+            "revision": point.model.revision,
+            "sha256": source.checkpoint,
+            "parameters": source.parameters,
+            "tied": source.tied,
+        },
+        plan={
+            "digest": plan.digest(),
+            "summary": plan.summary(),
+            "untied": plan.untie,
+            "misfits": dict(plan.misfits),
+        },
+        provenance=provenance.collect(point.command, point.seed, point.model.device),
+    )
+
+
+def refused_record(point: Point, reason: str) -> Record:
+    """The row of a point that can not exist; it is named by its columns."""
+    return _without_numbers(point, "refused", reason)
+
+
+def _without_numbers(point: Point, status: Status, reason: str) -> Record:
+    columns = point.columns()
+    name = digest({"status": status, "point": columns})
+    return Record(
+        run_id=name,
+        point_id=name,
+        kind="quality",
+        experiment=point.experiment,
+        status=status,
+        reason=reason,
+        point=columns,
+        provenance=provenance.collect(point.command, point.seed, point.model.device),
+    )
+
+
+def _failed(prepared: Prepared, kind: Kind, error: Exception) -> Record:
+    record = _without_numbers(prepared.point, "failed", f"{type(error).__name__}: {error}"[:2000])
+    record.run_id, record.point_id, record.kind = prepared.run_ids[kind], prepared.point_id, kind
+    trace = "".join(traceback.format_exception(error))
+    record.provenance["traceback"] = trace[-6000:]
+    return cast(Record, record)
