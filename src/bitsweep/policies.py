@@ -153,10 +153,9 @@ def make(policy: Policy, model: Model, axes: QuantSpec, misfit: str = "error") -
         Refused: a group does not fit, or the rules part a tied embedding from its head.
     """
     chosen: dict[str, QuantSpec] = {}
+    count = len(model.blocks)
     for index, rule in enumerate(policy.rules):
-        matched = [
-            layer for layer in model.layers.values() if rule.matches(layer, len(model.blocks))
-        ]
+        matched = [layer for layer in model.layers.values() if rule.matches(layer, count)]
         if not matched:
             raise UserError(
                 f"policy.rules[{index}]={rule}: matches no layer of this model; its roles are "

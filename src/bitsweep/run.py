@@ -65,9 +65,7 @@ def prepare(point: Point, artifacts: Artifacts) -> Prepared:
         }
     )
     run_ids = {
-        kind: digest(
-            {"point": point_id, "kind": kind, "measured": measured(point, kind, artifacts)}
-        )
+        kind: digest({"point": point_id, "kind": kind, "how": protocol(point, kind, artifacts)})
         for kind in KINDS
         if probes_of(point, kind)
     }
