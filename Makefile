@@ -1,0 +1,42 @@
+# Two commands matter: `make demo` and `make test`. Each sets up all it needs from Python and pip.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: help demo test lint format install parity report clean
+
+help:  ## what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+# torch first and by its exact pin: any other request may fetch gigabytes of CUDA libraries.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-input $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[test,lint]'
+	@touch $@
+
+install: $(VENV)/.installed  ## create .venv and install bitsweep in it
+
+demo: install  ## sweep 24 points of the embedded model, then table, front and page (about 6 minutes)
+	$(BIN)/bitsweep sweep demo_quick results_dir=.demo tracker.mode=offline force=true
+
+test: install  ## all tests
+	$(BIN)/python -m pytest
+
+lint: install  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## let ruff write
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+report: install  ## regenerate every committed table and figure from the Records
+	$(BIN)/bitsweep report demo real_stories
+
+parity: install  ## GPTQ and RTN beside llm-compressor, GPTQModel, torchao (own environments, about 20 minutes)
+	$(BIN)/python benchmarks/parity/run.py
+
+clean:  ## remove what make made
+	rm -rf $(VENV) .demo .bitsweep dist build
