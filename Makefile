@@ -19,7 +19,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 install: $(VENV)/.installed  ## create .venv and install bitsweep in it
 
 demo: install  ## sweep 24 points of the embedded model, then table, front and page (about 6 minutes)
-	$(BIN)/bitsweep sweep demo_quick results_dir=.demo tracker.mode=offline force=true
+	rm -rf .demo
+	$(BIN)/bitsweep sweep demo probes=quick results_dir=.demo
 
 test: install  ## all tests
 	$(BIN)/python -m pytest

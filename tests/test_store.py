@@ -1,0 +1,91 @@
+import json
+import multiprocessing
+
+import pytest
+
+from bitsweep.errors import UserError
+from bitsweep.record import Record
+from bitsweep.store import Store
+
+
+def record(run_id="a" * 64, status="ok", **more):
+    return Record(
+        run_id=run_id, point_id="p", kind="quality", experiment="e", status=status, point={}, **more
+    )
+
+
+def test_what_is_put_comes_back_with_its_details(tmp_path):
+    store = Store(tmp_path)
+    store.put(record(), [{"text": "a\u2028é"}, {"n": 1}])
+    assert store.get("a" * 64).status == "ok"
+    assert list(store.details("a" * 64)) == [{"text": "a\u2028é"}, {"n": 1}]
+
+
+def test_equal_details_are_equal_bytes(tmp_path):
+    for name in ("one", "two"):
+        Store(tmp_path / name).put(record(), [{"b": 1, "a": 2}])
+    one, two = (next((tmp_path / name / "details").iterdir()) for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_failure_never_replaces_a_good_record(tmp_path):
+    store = Store(tmp_path)
+    store.put(record(), [])
+    store.put(record(status="failed", reason="boom"), [])
+    assert store.done("a" * 64)
+
+
+def test_a_failed_or_cut_record_counts_as_missing(tmp_path):
+    store = Store(tmp_path)
+    store.put(record(status="failed", reason="boom"), [])
+    assert not store.done("a" * 64)
+    store.put(record(), [])
+    store.record_path("a" * 64).write_text('{"schema": 1, "run')
+    assert not store.done("a" * 64)
+
+
+def test_a_file_that_is_no_record_is_named(tmp_path):
+    store = Store(tmp_path)
+    store.put(record(), [])
+    store.record_path("b" * 64).write_text(json.dumps({"schema": 99}))
+    with pytest.raises(UserError, match=r"b{64}.*schema 99"):
+        store.records()
+
+
+def test_a_record_over_16_kb_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="16 kB"):
+        Store(tmp_path).put(record(provenance={"x": "y" * 20_000}), [])
+    assert not list((tmp_path).glob("records/*"))
+
+
+def test_a_place_that_is_a_file_is_refused_before_any_work(tmp_path):
+    (tmp_path / "results").write_text("")
+    with pytest.raises(UserError, match="results_dir="):
+        Store(tmp_path / "results" / "e").prepare()
+
+
+def _put_many(folder: str, start: int) -> None:
+    for index in range(start, start + 20):
+        Store(folder).put(record(run_id=f"{index:064d}"), [{"n": index}])
+
+
+def test_writers_at_once_leave_only_whole_records(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    jobs = [context.Process(target=_put_many, args=(str(tmp_path), start)) for start in (0, 10)]
+    for job in jobs:
+        job.start()
+    while any(job.is_alive() for job in jobs):
+        if (tmp_path / "records").is_dir():
+            Store(tmp_path).records()  # raises for a torn one
+    for job in jobs:
+        job.join()
+    assert len(Store(tmp_path).records()) == 30
+    assert not list(tmp_path.glob("*/.*"))
+
+
+def test_a_prefix_finds_records_and_points(tmp_path):
+    store = Store(tmp_path)
+    store.put(record(run_id="abc"), [])
+    assert [found.run_id for found in store.find("ab")] == ["abc"]
+    assert [found.run_id for found in store.find("p")] == ["abc"]
+    assert store.find("zz") == []
