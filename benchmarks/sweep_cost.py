@@ -4,8 +4,8 @@
 
 Sweeps the 24 points of ``demo`` (and its full-precision row) with ``probes=quick`` into a
 temporary folder, then launches N of the same points (default all) as processes of their own, and
-prints a table. "Outside" is wall time of the process minus the stages that its Records name: loading,
-quantizing, and each probe. Run it on a quiet machine: both halves feel any other load.
+prints a table. "Outside" is the wall time of the process minus quantizing and each probe, as the
+Records' own timings say. Run it on a quiet machine: both halves feel any other load.
 """
 
 from __future__ import annotations
