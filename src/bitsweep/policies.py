@@ -239,16 +239,18 @@ def audit(model: Model, plan: Plan) -> dict[str, str]:
         RuntimeError: a planned layer was not quantized as planned, or another one was. That is a
             mistake in a method, never a user's, and no number of such a point is kept.
     """
-    from bitsweep.linear import quantized_spec
+    from bitsweep.linear import QuantTensor
 
     became: dict[str, str] = {}
     for name in model.layers:
-        spec = quantized_spec(model.get(name))
+        module = model.get(name)
+        quant = getattr(module, "quant", None)
+        spec = quant.spec if isinstance(quant, QuantTensor) else None
         planned = plan.layers.get(name)
         if (spec is None) != (planned is None):
             was = "left as it was" if spec is None else f"quantized to {spec}"
             raise RuntimeError(f"{name} was {was}, the plan says {planned or 'to keep it'}")
         if spec is not None and planned is not None and spec != planned.weight:
             raise RuntimeError(f"{name} became {spec}, the plan says {planned.weight}")
-        became[name] = str(model.get(name).weight.dtype) if spec is None else str(spec)
+        became[name] = str(module.weight.dtype) if spec is None else str(spec)
     return became
