@@ -1,0 +1,128 @@
+"""Records -> tables, fronts, figures and a page, from the JSON alone: no model, no network, no GPU.
+
+``frame`` and ``front`` compute, ``tables`` aggregates, ``sheet``, ``figures`` and ``page`` draw.
+"""
+
+from __future__ import annotations
+
+import glob
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitsweep.artifacts import write_atomically
+from bitsweep.errors import UserError
+from bitsweep.record import Record
+from bitsweep.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TABLES = ("main", "tasks", "agreement", "latency", "heatmap")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written where, and the frame it was written from."""
+
+    folder: Path
+    title: str
+    frame: pd.DataFrame
+    tables: tuple[Path, ...]
+    figures: tuple[Path, ...]
+    page: Path
+
+
+def load(*patterns: str | Path) -> pd.DataFrame:
+    """Records below the experiment folders that match, one row per point.
+
+    ``load("results/demo")``, ``load("results/*")``; columns as in :mod:`bitsweep.report.frame`.
+
+    Raises:
+        UserError: nothing matches, a file is no Record, or two protocols share one metric.
+    """
+    from bitsweep.report.frame import frame
+
+    return frame(collect(*patterns))
+
+
+def collect(*patterns: str | Path) -> list[Record]:
+    """The Records of every matching experiment folder, each folder once, in order of path."""
+    found = {Path(match) for pattern in patterns for match in glob.glob(str(pattern))}
+    folders = sorted(path for path in found if (path / "records").is_dir())
+    records = [record for folder in folders for record in Store(folder).records()]
+    if not records:
+        asked = " ".join(map(str, patterns)) or "nothing"
+        raise UserError(f"report {asked}: no Records there; run `bitsweep sweep NAME` first")
+    return records
+
+
+def write(*folders: str | Path, question: str = "", command: str = "") -> Report:
+    """Write tables, figures and the page of one experiment, or of several together.
+
+    One experiment's report goes into its own folder, several experiments' into the sibling folder
+    ``a+b``. ``question`` and ``command`` open the folder's README.md, which is made once and is
+    its reader's afterwards.
+
+    Raises:
+        UserError: as :func:`load`.
+    """
+    from bitsweep.report import figures, page, sheet, tables
+    from bitsweep.report.frame import frame
+    from bitsweep.report.origin import origin
+
+    places = [Path(folder) for folder in folders]
+    records = collect(*(glob.escape(str(place)) for place in places))
+    title = "+".join(place.name for place in places)
+    folder = places[0] if len(places) == 1 else places[0].parent / title
+    table = frame(records)
+    provenance = origin(records)
+    made = tables.sheets(table, provenance)
+    (folder / "tables").mkdir(parents=True, exist_ok=True)
+    (folder / "figures").mkdir(exist_ok=True)
+    written = []
+    for name in TABLES:
+        for suffix, render in (("md", sheet.markdown), ("csv", sheet.as_csv), ("tex", sheet.latex)):
+            path = folder / "tables" / f"{name}.{suffix}"
+            if name in made:
+                _write(path, render(made[name]))
+                written.append(path)
+            else:
+                path.unlink(missing_ok=True)
+    drawn = figures.draw(table, folder / "figures")
+    for stale in {*(folder / "figures").glob("*.p[dn][fg]")} - {*drawn}:
+        stale.unlink()
+    small = list(dict.fromkeys(line for made_one in made.values() for line in made_one.small))
+    _write(folder / "index.html", page.render(table, title, question, small))
+    if not (folder / "README.md").exists():
+        _write(folder / "README.md", _readme(title, question, command, records, drawn))
+    return Report(folder, title, table, tuple(written), tuple(drawn), folder / "index.html")
+
+
+def _readme(
+    title: str, question: str, command: str, records: list[Record], drawn: list[Path]
+) -> str:
+    command = command or str(records[0].provenance.get("command") or "")
+    machines = sorted(
+        {
+            f"{r.provenance['device']}, {r.provenance.get('threads')} threads"
+            for r in records
+            if r.provenance.get("device")
+        }
+    )
+    picture = next((path.name for path in drawn if path.match("front_size*.png")), None)
+    parts = [
+        f"# {title}",
+        question,
+        f"```bash\n{command}\n```" if command else "",
+        f"Hardware: {'; '.join(machines)}" if machines else "",
+        f"![The front: perplexity against file size](figures/{picture})" if picture else "",
+        "[Quality and size](tables/main.md), with the other tables and their CSV and LaTeX beside "
+        "it; commit, versions and protocols stand below each table.",
+        "<!-- Yours from here on: `bitsweep report` made this file once and leaves it alone. -->",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode("utf-8")))

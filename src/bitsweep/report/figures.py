@@ -1,0 +1,324 @@
+"""Fronts and heat maps on paper: one column wide, the same bytes from the same numbers.
+
+Colours are Okabe and Ito's (told apart by colour-blind eyes), each with a marker of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import SymLogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from bitsweep.report import labels
+from bitsweep.report.frame import REFERENCE
+from bitsweep.report.front import front
+from bitsweep.report.tables import heat, primary, signed, speed_metric
+
+COLUMN_IN = 3.25
+PNG_DPI = 370  # a column becomes 1202 pixels, sharp on a page that shows it 600 wide
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5F5F5F", "#B8A800")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+INK, FAINT, PALE = "#222222", "#8A8A8A", "#E6E6E6"
+LINEAR_BELOW = 0.05
+"""Per cent of change below which the perplexity axis is linear, so that 0 and less have a place."""
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 7,
+    "axes.labelsize": 7,
+    "axes.titlesize": 7.5,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "axes.spines.top": False,
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "svg.hashsalt": "bitsweep",
+    "hatch.linewidth": 0.5,
+}
+SPEED_AXIS = {
+    "decode_vs_bf16": "decode speed, × bf16",
+    "decode_tok_s": "decode, tokens per second",
+    "decode_ms": "decode, ms per token",
+}
+
+
+def draw(frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write every figure that ``frame`` has the numbers for, as PDF and PNG; returns the paths."""
+    written = []
+    style = {**matplotlib.rcParamsDefault, **STYLE}
+    with matplotlib.rc_context(style):  # type: ignore[arg-type]
+        for name, figure in figures(frame):
+            for suffix, options in (
+                ("pdf", {"metadata": {"CreationDate": None, "ModDate": None, "Producer": None}}),
+                ("png", {"metadata": {"Software": None}, "dpi": PNG_DPI}),
+            ):
+                path = folder / f"{name}.{suffix}"
+                figure.savefig(path, format=suffix, **options)  # type: ignore[arg-type]
+                written.append(path)
+    return written
+
+
+def figures(frame: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
+    """(file name, figure); with several models, a figure each, named after its model."""
+    quality = primary(frame)
+    if quality is None:
+        return
+    speed = speed_metric(frame)
+    models = list(dict.fromkeys(frame["model"]))
+    looks = appearance(frame)
+    for model in models:
+        part = frame[frame["model"] == model]
+        end = f"_{_slug(model)}" if len(models) > 1 else ""
+        title = model if len(models) > 1 else ""
+        if _count(part, "file_mib", quality):
+            yield f"front_size{end}", _front(part, "file_mib", "file, MiB", quality, looks, title)
+        if speed is not None and _count(part, speed, quality):
+            axis = SPEED_AXIS[speed]
+            yield f"front_speed{end}", _front(part, speed, axis, quality, looks, title)
+        cells = heat(part, quality)
+        if cells["change"].notna().any():
+            what = f"change of perplexity ({quality.partition('/')[2]}), %"
+            yield f"heatmap{end}", _heatmap(cells, f"{title}: {what}" if title else what)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.@-]+", "-", name).strip("-.") or "model"
+
+
+def _count(part: pd.DataFrame, x: str, y: str) -> int:
+    if x not in part or y not in part:
+        return 0
+    usable = (part["status"] == "ok") & (part["method"] != REFERENCE)
+    return int((usable & part[x].notna() & part[y].notna()).sum())
+
+
+def appearance(frame: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """Method -> colour and marker, the same in every figure of a report."""
+    axes = labels.varying(frame)
+    rows = [row for row in labels.rows(frame) if row["method"] != REFERENCE]
+    names = sorted({labels.grid(row, axes) for row in rows if row["status"] == "ok"})
+    return {
+        name: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)
+    }
+
+
+def baseline(part: pd.DataFrame, metric: str) -> float | None:
+    """Full precision's own value, from any row that knows its ratio to it."""
+    ratio = f"{metric}.delta"
+    if ratio not in part:
+        return None
+    known = part[part[ratio].notna() & part[metric].notna()]
+    return None if known.empty else float((known[metric] / known[ratio]).iloc[0])
+
+
+def _front(
+    part: pd.DataFrame,
+    x: str,
+    x_label: str,
+    y: str,
+    looks: dict[str, tuple[str, str]],
+    title: str,
+) -> Figure:
+    """Quality against cost: filled on the front, hollow when tied, faint when dominated."""
+    figure = Figure(figsize=(COLUMN_IN, 2.5), layout="constrained")
+    axes = figure.add_subplot()
+    marks = front(part, x, y)
+    base = baseline(part, y)
+    names = labels.varying(part)
+    points = [
+        (row, marks[index])
+        for index, row in zip(part.index, labels.rows(part), strict=True)
+        if row["status"] == "ok" and row["method"] != REFERENCE
+        and row.get(x) is not None and row.get(y) is not None
+    ]  # fmt: skip
+    higher = part.attrs["metrics"][x]["better"] == "higher"
+    _axis(axes, y, base, [row[y] for row, _ in points])
+    best = sorted((row[x], row[y]) for row, mark in points if mark == "front")
+    where = "pre" if higher else "post"
+    axes.step(*zip(*best, strict=True), where=where, color=FAINT, lw=0.9, zorder=1)
+    for row, mark in points:
+        _point(axes, row, mark, x, y, looks[labels.grid(row, names)])
+    present = {labels.grid(row, names) for row, _ in points}
+    for name in (n for n in looks if n in present):
+        color, marker = looks[name]
+        axes.plot([], [], marker, color=color, ms=4, ls="", label=name)
+    axes.plot([], [], "o", mfc="none", mec=INK, ms=4, ls="", mew=0.8, label="tied")
+    if x == "decode_vs_bf16":
+        axes.axvline(1, color=FAINT, lw=0.7, ls=":")
+    axes.set_xlabel(x_label)
+    low, high = axes.get_xlim()
+    room = 0.18 * (high - low)  # for the names beside the front's outermost point
+    axes.set_xlim(low - (0 if higher else room), high + (room if higher else 0))
+    axes.legend(frameon=False, loc="upper left" if higher else "upper right", handletextpad=0.1)
+    if title:
+        axes.set_title(title, loc="left")
+    _name_front(axes, [row for row, mark in points if mark == "front"], x, y, higher)
+    return figure
+
+
+def _point(axes: Axes, row: labels.Row, mark: str, x: str, y: str, look: tuple[str, str]) -> None:
+    color, marker = look
+    kept = mark in ("front", "tied")
+    alpha, edge = (1.0, 0.9) if kept else (0.4, 0.0)
+    order = 4 if mark == "front" else 3
+    bounds = [row.get(f"{y}.delta{end}") for end in ("", ".lo", ".hi")]
+    if None not in bounds:
+        middle, lo, hi = bounds
+        scale = row[y] / middle  # type: ignore[operator]
+        reach = [[max(row[y] - lo * scale, 0.0)], [max(hi * scale - row[y], 0.0)]]  # type: ignore[operator]
+        axes.errorbar(row[x], row[y], reach, color=color, lw=0.7, alpha=alpha, zorder=2)
+    face = "white" if mark == "tied" else color
+    axes.plot(
+        row[x], row[y], marker, ms=4, mfc=face, mec=color, mew=edge, alpha=alpha, zorder=order, ls=""
+    )  # fmt: skip
+
+
+def _name_front(axes: Axes, rows: Sequence[labels.Row], x: str, y: str, higher: bool) -> None:
+    """Names on the empty side of the front; one that would lie on another is left out."""
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # settles where points are
+    points_per_pixel = 72 / axes.figure.dpi
+    taken: list[tuple[float, float]] = []
+    for row in sorted(rows, key=lambda row: (row[x], row["run_id"])):
+        at = axes.transData.transform((row[x], row[y])) * points_per_pixel
+        if any(abs(at[0] - p[0]) < 26 and abs(at[1] - p[1]) < 7 for p in taken):
+            continue
+        taken.append((float(at[0]), float(at[1])))
+        axes.annotate(
+            labels.weights(row),
+            (row[x], row[y]),
+            xytext=(4.5 if higher else -4.5, -2.5),
+            textcoords="offset points",
+            ha="left" if higher else "right",
+            va="top",
+            fontsize=5.5,
+            zorder=5,
+            bbox={"fc": "white", "ec": "none", "alpha": 0.75, "pad": 0.3},
+        )
+
+
+def _axis(axes: Axes, y: str, base: float | None, values: Sequence[float]) -> None:
+    """Perplexity, spread by the logarithm of its excess over full precision.
+
+    On a plain log axis everything from 4 bits up lies within a line's width of the reference.
+    Left the perplexity, right the same heights as change in per cent.
+    """
+    name = y.partition("/")[2]
+    axes.set_ylabel(f"perplexity, {name}")
+    if base is None:
+        axes.set_yscale("log")
+        return
+
+    def spread(ppl: Any) -> Any:
+        return np.arcsinh((np.asarray(ppl) / base - 1) * 100 / LINEAR_BELOW)
+
+    def unspread(height: Any) -> Any:
+        return (np.sinh(np.asarray(height)) * LINEAR_BELOW / 100 + 1) * base
+
+    axes.set_yscale("function", functions=(spread, unspread))
+    changes = [(value / base - 1) * 100 for value in values]
+    top = max(1.0, *changes)
+    ticks = [0.0, *(10.0**k for k in range(-1, math.ceil(math.log10(top)) + 1))]
+    low = min(0.0, *changes)
+    bottom, upper = spread(base * (1 + low / 100)), spread(base * (1 + top / 100))
+    pad = 0.08 * (upper - bottom)
+    limits = float(unspread(bottom - 2 * pad)), float(unspread(upper + pad))
+    ticks = [tick for tick in ticks if tick <= (limits[1] / base - 1) * 100]
+    heights = [base * (1 + tick / 100) for tick in ticks]
+    axes.set_ylim(*limits)
+    axes.yaxis.set_major_locator(FixedLocator(heights))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
+    right = axes.twinx()
+    right.set_yscale("function", functions=(spread, unspread))
+    right.set_ylim(*limits)
+    right.set_ylabel("change to full precision, %")
+    right.yaxis.set_major_locator(FixedLocator(heights))
+    right.yaxis.set_minor_locator(NullLocator())
+    right.set_yticks(heights, [f"{tick:+g}" if tick else "0" for tick in ticks])
+    for height in heights[1:]:
+        axes.axhline(height, color=PALE, lw=0.5, zorder=0)
+    axes.axhline(base, color=INK, lw=0.8, ls=":", zorder=1)
+
+
+def _heatmap(cells: pd.DataFrame, title: str) -> Figure:
+    """Method x bits, a panel for each policy and group; hatched where there is no such point."""
+    measured = cells[cells["change"].notna()]
+    panels = sorted(
+        {(row["policy"], row["group"]) for row in labels.rows(measured)},
+        key=lambda panel: (panel[0], len(panel[1]), panel[1]),  # g32 before g128
+    )
+    methods = sorted(cells["method"].unique())
+    bits = sorted(cells["bits"].unique())
+    across = min(2, len(panels))
+    down = math.ceil(len(panels) / across)
+    height = down * (0.24 * len(methods) + 0.42) + 0.3
+    figure = Figure(figsize=(COLUMN_IN, height), layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    limit = max(1.0, float(cells["change"].abs().max()))
+    norm = SymLogNorm(linthresh=0.1, vmin=-limit, vmax=limit)
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        part = cells[(cells["policy"] == panel[0]) & (cells["group"] == panel[1])]
+        _panel(axes, part, methods, bits, norm)
+        axes.set_title(" ".join(word for word in panel if word))
+    for axes in grid.flat[len(panels):]:
+        axes.set_visible(False)
+    for axes in grid[-1]:
+        axes.set_xlabel("bits")
+    figure.suptitle(title, fontsize=7.5)
+    return figure
+
+
+def _panel(
+    axes: Axes, part: pd.DataFrame, methods: Sequence[str], bits: Sequence[float], norm: SymLogNorm
+) -> None:
+    colors = matplotlib.colormaps["RdBu_r"]
+    for row in labels.rows(part):
+        column, line = bits.index(row["bits"]), methods.index(row["method"])
+        corner = (column - 0.5, line - 0.5)
+        change = row["change"]
+        if change is None:
+            axes.add_patch(Rectangle(corner, 1, 1, fc=PALE, ec="#B0B0B0", hatch="/////", lw=0))
+            continue
+        shade = 0.5 + 0.86 * (float(norm(change)) - 0.5)  # keep off the darkest ends: text on it
+        color = colors(shade)
+        axes.add_patch(Rectangle(corner, 1, 1, fc=color, ec="white", lw=1))
+        light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+        axes.text(
+            column, line, _short(change), ha="center", va="center", fontsize=5.8,
+            color=INK if light > 0.5 else "white",
+        )  # fmt: skip
+    axes.set_xlim(-0.5, len(bits) - 0.5)
+    axes.set_ylim(len(methods) - 0.5, -0.5)
+    axes.set_xticks(range(len(bits)), [f"{b:g}" for b in bits])
+    axes.set_yticks(range(len(methods)), methods)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _short(change: float) -> str:
+    """Per cent in at most five signs: +0.02, +2.6, +114."""
+    size = abs(change)
+    return signed(change, 2 if size < 1 else 1 if size < 100 else 0)

@@ -1,0 +1,205 @@
+"""Records -> one DataFrame, one row a point: what every table, figure and page starts from.
+
+Quality and timing Records of one point are joined on ``point_id``. A metric ``m`` becomes the
+columns ``m``, ``m.lo`` and ``m.hi`` (its own interval), ``m.delta``, ``m.delta.lo`` and
+``m.delta.hi`` (to full precision, paired), and ``m.reason`` where there is no number. ``attrs``
+holds what belongs to a column rather than to a cell: unit, direction, kind of delta, signatures.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from bitsweep.errors import UserError
+from bitsweep.record import Metric, Record
+
+REFERENCE = "full_precision"
+HARDWARE = ("engine", "threads", "device")
+ORDER = ("method", "method_options", "transforms", "recover", "format", "policy")
+
+
+def frame(records: Iterable[Record]) -> pd.DataFrame:
+    """One row per experiment and point, grouped by model, full precision first.
+
+    A model name that stands for two checkpoints is told apart by the start of their hash. A point
+    that was timed on several machines has the plain columns from the machine that timed most
+    points, and columns named ``decode_ms @ DEVICE, N threads`` from the others.
+
+    Raises:
+        UserError: one metric of one model was measured by two protocols.
+    """
+    records = sorted(records, key=lambda r: (r.experiment, r.run_id))
+    names = _model_names(records)
+    signatures = _signatures(records, names)
+    machines = _machines(records)
+    grouped: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        grouped[record.experiment, record.point_id].append(record)
+    rows = [_row(group, names, machines) for group in grouped.values()]
+    rows.sort(key=_order)
+    table = pd.DataFrame({name: _typed([r.get(name) for r in rows]) for name in _columns(rows)})
+    table.attrs = {"metrics": _meaning(records, machines), "signatures": signatures}
+    return table
+
+
+def _model_names(records: Sequence[Record]) -> dict[str, str]:
+    """run_id -> the name of its block: the model's, with a hash where one name means two."""
+    checkpoints: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        if record.model.get("sha256"):
+            checkpoints[record.point["model"]].add(record.model["sha256"])
+    names = {}
+    for record in records:
+        name, sha = record.point["model"], record.model.get("sha256")
+        several = len(checkpoints[name]) > 1 and sha
+        names[record.run_id] = f"{name}@{sha[:8]}" if several and sha else name
+    return names
+
+
+def _signatures(records: Sequence[Record], names: dict[str, str]) -> dict[str, dict[str, str]]:
+    """model -> metric -> its one signature; timings are told apart by machine instead."""
+    seen: dict[str, dict[str, str]] = defaultdict(dict)
+    origin: dict[tuple[str, str], str] = {}
+    for record in records:
+        if record.kind == "timing":
+            continue
+        for metric in record.metrics.values():
+            if metric.value is None:
+                continue
+            model = names[record.run_id]
+            first = seen[model].setdefault(metric.name, metric.signature)
+            where = origin.setdefault((model, metric.name), record.experiment)
+            if first != metric.signature:
+                raise UserError(
+                    f"{metric.name}: two protocols meet for model={model}: "
+                    f"'{first}' (experiment={where}) and '{metric.signature}' "
+                    f"(experiment={record.experiment}); report them apart, or measure the older "
+                    "points again with force=true"
+                )
+    return {model: dict(sorted(found.items())) for model, found in sorted(seen.items())}
+
+
+def hardware(record: Record) -> tuple[str, int | None]:
+    """Device and threads of a timing Record: two of them are comparable where these are equal."""
+    place = {**record.provenance, **record.point}
+    return str(place.get("device") or "unknown device"), place.get("threads")
+
+
+def _machines(records: Sequence[Record]) -> dict[tuple[str, int | None], str]:
+    """machine -> the suffix of its columns: none for the one that timed most points."""
+    timed = [hardware(r) for r in records if r.kind == "timing" and r.status == "ok"]
+    ranked = sorted(Counter(timed).items(), key=lambda item: (-item[1], str(item[0])))
+    return {
+        machine: "" if rank == 0 else f" @ {machine[0]}, {machine[1]} threads"
+        for rank, (machine, _) in enumerate(ranked)
+    }
+
+
+def _row(
+    group: Sequence[Record],
+    names: dict[str, str],
+    machines: dict[tuple[str, int | None], str],
+) -> dict[str, Any]:
+    """The columns of one point. Of two timings on one machine, the faster decode stands."""
+    main = next((r for r in group if r.kind == "quality"), group[0])
+    config = {k: v for k, v in main.point.items() if k not in HARDWARE}
+    row: dict[str, Any] = {
+        "experiment": main.experiment,
+        "status": main.status,
+        "reason": main.reason,
+        **config,
+        "model": names[main.run_id],
+        "point_id": main.point_id,
+        "run_id": main.run_id,
+        "plan": main.plan.get("summary"),
+        "misfits": "; ".join(f"{k}: {v}" for k, v in sorted(main.plan.get("misfits", {}).items())),
+        "calibration_sha256": (main.calibration or {}).get("sha256"),
+        "commit": main.provenance.get("commit"),
+        "dirty": main.provenance.get("dirty"),
+    }
+    if main.kind == "quality":
+        for metric in main.metrics.values():
+            row.update(_cells(metric, metric.name))
+    for record in sorted((r for r in group if r.kind == "timing"), key=_slowest_first):
+        device, threads = hardware(record)
+        suffix = machines.get((device, threads), "")
+        if record.status != "ok":
+            row.setdefault("timing_reason", record.reason)
+            continue
+        row[f"engine{suffix}"] = record.point.get("engine")
+        row[f"device{suffix}"], row[f"threads{suffix}"] = device, threads
+        for metric in record.metrics.values():
+            row.update(_cells(metric, metric.name + suffix))
+    return row
+
+
+def _slowest_first(record: Record) -> tuple[float, str]:
+    metric = record.metrics.get("decode_ms")
+    slow = float("inf") if metric is None or metric.value is None else metric.value
+    return -slow, record.run_id
+
+
+def _cells(metric: Metric, name: str) -> dict[str, Any]:
+    cells: dict[str, Any] = {name: metric.value}
+    if metric.lo is not None:
+        cells |= {f"{name}.lo": metric.lo, f"{name}.hi": metric.hi}
+    if metric.delta is not None:
+        delta = metric.delta
+        cells |= {f"{name}.delta": delta.value}
+        cells |= {f"{name}.delta.lo": delta.lo, f"{name}.delta.hi": delta.hi}
+    if metric.reason is not None:
+        cells[f"{name}.reason"] = metric.reason
+    return cells
+
+
+def _meaning(
+    records: Sequence[Record], machines: dict[tuple[str, int | None], str]
+) -> dict[str, dict[str, str | None]]:
+    """metric -> unit, better, kind of delta (None where it has none)."""
+    found: dict[str, dict[str, str | None]] = {}
+    for record in records:
+        suffix = machines.get(hardware(record), "") if record.kind == "timing" else ""
+        for metric in record.metrics.values():
+            entry = found.setdefault(
+                metric.name + suffix, {"unit": metric.unit, "better": metric.better, "delta": None}
+            )
+            if metric.value is not None:
+                entry |= {"unit": metric.unit, "better": metric.better}
+            if metric.delta is not None:
+                entry["delta"] = metric.delta.kind
+    return dict(sorted(found.items()))
+
+
+def _order(row: dict[str, Any]) -> tuple[Any, ...]:
+    group = row.get("group_size")
+    return (
+        str(row["model"]),
+        row.get("method") != REFERENCE,
+        *(str(row.get(name) or "") for name in ORDER),
+        -(row.get("bits") or 0),
+        float("inf") if group is None or group <= 0 else group,
+        -(group or 0),
+        bool(row.get("symmetric")),
+        str(row.get("seed")),
+        row["experiment"],
+        row["run_id"],
+    )
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The union of the rows' columns, each where it first appears."""
+    return list(dict.fromkeys(name for row in rows for name in row)) or ["experiment", "status"]
+
+
+def _typed(values: list[Any]) -> pd.Series:
+    """Whole numbers with gaps stay whole (pandas would make 4 into 4.0), numbers are numbers."""
+    given = [v for v in values if v is not None]
+    if not given or any(isinstance(v, (bool, str)) for v in given):
+        return pd.Series(values, dtype=object)
+    if all(isinstance(v, int) for v in given):
+        return pd.Series(values, dtype="Int64")
+    return pd.Series(values, dtype=float)

@@ -1,0 +1,109 @@
+"""What a row is called in a table, a figure and a legend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from bitsweep.report.frame import HARDWARE, REFERENCE
+from bitsweep.spec import PER_CHANNEL, PER_TENSOR, QuantSpec
+
+Row = Mapping[str, Any]
+
+SPELLED_OUT = {"model", "method", "method_options", "bits", "group_size", "policy", "label"}
+"""Axes that have a column or a place of their own; the others are named where they vary."""
+
+IN_WEIGHTS = {"format", "symmetric", "scale_dtype"}
+DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def missing(value: Any) -> bool:
+    return value is None or value is pd.NA or value != value
+
+
+def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The frame's rows as dicts, None where a cell is empty."""
+    return [
+        {str(k): None if missing(v) else v for k, v in row.items()}
+        for row in frame.to_dict("records")
+    ]
+
+
+def varying(frame: pd.DataFrame) -> list[str]:
+    """Axes that take several values among one model's quantized points, beside the usual ones."""
+    names = list(frame.columns)
+    axes = names[names.index("model") : names.index("point_id")] if "point_id" in names else []
+    quantized = frame[frame["method"] != REFERENCE]
+    return [
+        axis
+        for axis in axes
+        if axis not in SPELLED_OUT | IN_WEIGHTS and axis not in HARDWARE
+        and any(len(_values(part[axis])) > 1 for _, part in quantized.groupby("model"))
+    ]
+
+
+def _values(column: pd.Series) -> set[str]:
+    return {str(v) for v in column if not missing(v)}
+
+
+def method(row: Row, axes: Sequence[str] = ()) -> str:
+    """``gptq``, ``gptq (prefix=full_precision)``, ``gptq seed=1`` where seeds vary."""
+    if row["method"] == REFERENCE:
+        return "full precision"
+    words = [row["method"]]
+    if row.get("method_options"):
+        words.append(f"({row['method_options']})")
+    for axis in axes:
+        value = row.get(axis)
+        if not missing(value) and value != "":
+            words.append(str(value) if axis in ("transforms", "recover") else f"{axis}={value}")
+    return " ".join(words)
+
+
+def grid(row: Row, axes: Sequence[str] = ()) -> str:
+    """The method and what shapes its grid other than bits, group and policy: a heat map's row."""
+    words = [method(row, axes)]
+    if row.get("format") not in (None, "int"):
+        words.append(row["format"])
+    if row.get("symmetric"):
+        words.append("sym")
+    if row.get("scale_dtype") not in (None, "float16"):
+        words.append(f"{row['scale_dtype']} scale")
+    return " ".join(words)
+
+
+def weights(row: Row) -> str:
+    """The weights' number format: ``w4g64``, or ``fp32`` for full precision."""
+    if row["method"] == REFERENCE:
+        options = dict(o.partition("=")[::2] for o in str(row.get("method_options") or "").split())
+        dtype = options.get("dtype") or row.get("dtype") or ""
+        return DTYPES.get(dtype, dtype)
+    if missing(row.get("bits")):
+        return str(row.get("format") or "")
+    size = row.get("group_size")
+    return str(
+        QuantSpec(
+            bits=row["bits"],
+            group_size=PER_CHANNEL if missing(size) else int(size),  # type: ignore[arg-type]
+            symmetric=bool(row.get("symmetric")),
+            format=row.get("format") or "int",
+            scale_dtype=row.get("scale_dtype") or "float16",
+        )
+    )
+
+
+def group(size: Any) -> str:
+    if missing(size):
+        return ""
+    return {PER_CHANNEL: "per channel", PER_TENSOR: "per tensor"}.get(int(size), f"g{int(size)}")
+
+
+def by_reason(found: Sequence[Row], reason: str = "reason") -> list[tuple[str, list[str]]]:
+    """Labels of the rows that share a reason, reasons in order of first appearance."""
+    grouped: dict[str, list[str]] = {}
+    for row in found:
+        text = str(row.get(reason) or "no reason given").splitlines()[0]
+        grouped.setdefault(text, []).append(str(row.get("label") or row["run_id"]))
+    return list(grouped.items())

@@ -1,0 +1,319 @@
+"""What stands in each table: which columns, how a number is printed, what is said below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from bitsweep.report import labels
+from bitsweep.report.frame import REFERENCE
+from bitsweep.report.front import front
+from bitsweep.report.labels import Row
+from bitsweep.report.sheet import Line, Sheet
+
+IDENTITY = (
+    "experiment", "model", "method", "method_options", "bits", "group_size", "format", "symmetric",
+    "policy", "seed", "label", "status", "reason", "misfits", "point_id", "run_id", "commit", "dirty",
+)  # fmt: skip
+MINUS = "−"
+
+
+@dataclass(frozen=True)
+class Column:
+    """``show`` prints a row's cell; ``raw`` are the columns of the frame behind it, for CSV."""
+
+    head: str
+    show: Callable[[Row], str]
+    raw: tuple[str, ...] = ()
+    align: Literal["l", "r"] = "r"
+
+
+def primary(frame: pd.DataFrame) -> str | None:
+    """The perplexity that fronts and heat maps are about: the one that most rows have."""
+    counts = {name: int(frame[name].notna().sum()) for name in metrics(frame, "ppl")}
+    return min(counts, key=lambda name: (-counts[name], name)) if counts else None
+
+
+def metrics(frame: pd.DataFrame, kind: str) -> list[str]:
+    """Metrics ``kind/...`` that at least one row has a number for."""
+    known = frame.attrs.get("metrics", {})
+    return [n for n in known if n.split("/")[0] == kind and n in frame and frame[n].notna().any()]
+
+
+def sheets(frame: pd.DataFrame, provenance: str) -> dict[str, Sheet]:
+    """Name of the file -> table: main, tasks, agreement, latency and heatmap, where they apply."""
+    quality = primary(frame)
+    speed = speed_metric(frame)
+    size_marks = front(frame, "file_mib", quality or "")
+    made = {"main": _sheet("Quality and size", frame, _main(frame, quality), size_marks, provenance)}
+    for name, title, columns in (
+        ("tasks", "Tasks", _tasks(frame)),
+        ("agreement", "Agreement with full precision", _agreement(frame)),
+    ):
+        if columns:
+            made[name] = _sheet(title, frame, columns, size_marks, provenance)
+    if speed is not None:
+        made["latency"] = _sheet(
+            "Latency of the packed engines", frame, _latency(frame),
+            front(frame, speed, quality or ""), provenance,
+        )  # fmt: skip
+    if quality is not None:
+        made["heatmap"] = _heatmap(frame, quality, provenance)
+    return made
+
+
+def speed_metric(frame: pd.DataFrame) -> str | None:
+    """Decode speed as the fronts show it: the ratio to bf16 of the same process if there is one."""
+    for name in ("decode_vs_bf16", "decode_tok_s", "decode_ms"):
+        if name in frame and frame[name].notna().any():
+            return name
+    return None
+
+
+def number(value: Any, digits: int = 2) -> str:
+    return "" if labels.missing(value) else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def signed(value: float, digits: int) -> str:
+    value = 0.0 if round(value, digits) == 0 else value  # no minus before a zero
+    return f"{value:+.{digits}f}".replace("-", MINUS)
+
+
+def change(row: Row, metric: str, kind: str | None, scale: float = 1.0) -> str:
+    """``+1.2 [+1.0, +1.4]``: per cent for a ratio, else the difference times ``scale``."""
+    values = [row.get(f"{metric}.delta{end}") for end in ("", ".lo", ".hi")]
+    itself = row["method"] == REFERENCE and values[1] == values[2]
+    if itself or any(labels.missing(v) for v in values):
+        return ""
+    value, lo, hi = ((v - 1) * 100 if kind == "ratio" else v * scale for v in values)  # type: ignore[operator]
+    digits = 3 if abs(value) < 0.1 else 2 if abs(value) < 10 else 1
+    return f"{signed(value, digits)} [{signed(lo, digits)}, {signed(hi, digits)}]"
+
+
+def _plain(head: str, metric: str, digits: int, scale: float = 1.0) -> Column:
+    def show(row: Row) -> str:
+        value = row.get(metric)
+        return "" if labels.missing(value) else number(value * scale, digits)  # type: ignore[operator]
+
+    return Column(head, show, (metric,))
+
+
+def _with_change(
+    frame: pd.DataFrame, head: str, metric: str, digits: int, scale: float = 1.0
+) -> list[Column]:
+    """The value, and where it has one the paired change to full precision."""
+    kind = frame.attrs["metrics"][metric]["delta"]
+    columns = [_plain(head, metric, digits, scale)]
+    if kind is not None:
+        raw = tuple(f"{metric}.delta{end}" for end in ("", ".lo", ".hi"))
+        unit = "Δ %" if kind == "ratio" else "Δ"
+        columns.append(Column(f"{unit} [95 %]", lambda row: change(row, metric, kind, scale), raw))
+    return columns
+
+
+def _present(frame: pd.DataFrame, *columns: tuple[str, str, int]) -> list[Column]:
+    return [
+        _plain(head, metric, digits)
+        for head, metric, digits in columns
+        if metric in frame and frame[metric].notna().any()
+    ]
+
+
+def _main(frame: pd.DataFrame, quality: str | None) -> list[Column]:
+    columns = _present(frame, ("bits/weight", "bits_per_weight", 2), ("file MiB", "file_mib", 2))
+    texts = sorted(metrics(frame, "ppl"), key=lambda name: (name != quality, name))
+    for name in texts:
+        columns += _with_change(frame, f"ppl {_text(name)}", name, 4)
+    if quality is not None:
+        text = _text(quality)
+        if f"kl_mean/{text}" in metrics(frame, "kl_mean"):
+            columns.append(_plain("KL", f"kl_mean/{text}", 4))
+        if f"top1/{text}" in metrics(frame, "top1"):
+            columns.append(_plain("top-1 %", f"top1/{text}", 1, _percent(frame, f"top1/{text}")))
+    return columns
+
+
+def _tasks(frame: pd.DataFrame) -> list[Column]:
+    columns = []
+    tasks = sorted({_text(n) for kind in ("bleu", "rougeL") for n in metrics(frame, kind)})
+    for task in tasks:
+        if f"bleu/{task}" in metrics(frame, "bleu"):
+            columns += _with_change(frame, f"BLEU {task}", f"bleu/{task}", 1)
+        if f"rougeL/{task}" in metrics(frame, "rougeL"):
+            name = f"rougeL/{task}"
+            columns.append(_plain(f"ROUGE-L {task}", name, 1, _percent(frame, name)))
+    for kind in ("acc", "acc_norm"):
+        for name in metrics(frame, kind):
+            scale = _percent(frame, name)
+            columns += _with_change(frame, f"{kind} % {_text(name)}", name, 1, scale)
+    return columns
+
+
+def _agreement(frame: pd.DataFrame) -> list[Column]:
+    columns = []
+    for kind, head, digits in (
+        ("kl_mean", "KL mean", 4),
+        ("kl_median", "KL median", 4),
+        ("kl_p99", "KL 99 %", 3),
+        ("top1", "top-1 %", 1),
+        ("bleu_fp", "BLEU", 1),
+        ("rougeL_fp", "ROUGE-L", 1),
+    ):
+        for name in metrics(frame, kind):
+            scale = _percent(frame, name) if kind in ("top1", "rougeL_fp") else 1.0
+            columns.append(_plain(f"{head} {_text(name)}", name, digits, scale))
+    return columns
+
+
+def _latency(frame: pd.DataFrame) -> list[Column]:
+    columns = _present(frame, ("file MiB", "file_mib", 2), ("resident MiB", "resident_mib", 2))
+    columns.append(Column("engine", lambda row: str(row.get("engine") or ""), ("engine",), "l"))
+    columns += _present(
+        frame,
+        ("prefill ms", "prefill_ms", 2),
+        ("× bf16", "prefill_vs_bf16", 2),
+        ("× fp32", "prefill_vs_fp32", 2),
+        ("decode ms", "decode_ms", 3),
+        ("× bf16", "decode_vs_bf16", 2),
+        ("× fp32", "decode_vs_fp32", 2),
+        ("tokens/s", "decode_tok_s", 1),
+    )
+    return columns
+
+
+def _text(metric: str) -> str:
+    return metric.partition("/")[2]
+
+
+def _percent(frame: pd.DataFrame, metric: str) -> float:
+    """100 for a share kept as 0..1, 1 for one that is a percentage already."""
+    unit = frame.attrs["metrics"][metric]["unit"]
+    return 1.0 if unit == "%" or frame[metric].max() > 1.5 else 100.0
+
+
+def _sheet(
+    title: str, frame: pd.DataFrame, columns: Sequence[Column], marks: pd.Series, provenance: str
+) -> Sheet:
+    axes = labels.varying(frame)
+    identity = [
+        Column("method", lambda row: labels.method(row, axes), align="l"),
+        Column("weights", labels.weights, align="l"),
+        Column("policy", lambda row: str(row.get("policy") or ""), align="l"),
+    ]
+    shown = frame.assign(front=marks)
+    columns = [*identity, *columns, Column("front", _mark, ("front",), "l")]
+    every = labels.rows(shown)
+    ok = [row for row in every if row["status"] == "ok"]
+    lines = tuple(
+        Line(tuple(c.show(row) for c in columns), str(row["model"]), row["front"] == "front")
+        for row in ok
+    )
+    names = [n for n in IDENTITY if n in frame] + list(
+        dict.fromkeys(n for c in columns for n in c.raw if n in shown)
+    )
+    values = tuple(tuple(row.get(n) for n in names) for row in every)
+    used = [name for column in columns for name in column.raw]
+    return Sheet(
+        title=title,
+        heads=tuple(c.head for c in columns),
+        align=tuple(c.align for c in columns),
+        lines=lines,
+        columns=tuple(names),
+        values=values,
+        notes=tuple(_notes(every, used)),
+        small=(*_protocols(frame, used), f"Generated by bitsweep report from {provenance}"),
+    )
+
+
+def _mark(row: Row) -> str:
+    return row["front"] if row["front"] in ("front", "tied") else ""
+
+
+def _notes(every: Iterable[Row], used: Sequence[str]) -> Iterable[str]:
+    """Points without numbers, and cells without a number, each with its reason."""
+    every = list(every)
+    for status in ("refused", "failed"):
+        found = [row for row in every if row["status"] == status]
+        for reason, names in labels.by_reason(found):
+            yield f"{status.capitalize()} ({len(names)}): {', '.join(names)}: {reason}"
+    empty: dict[str, tuple[list[str], list[str]]] = {}
+    for row in every:
+        reasons = {str(row[f"{n}.reason"]): n for n in used if row.get(f"{n}.reason")}
+        if not reasons and row.get("timing_reason") and "engine" in used:
+            reasons = {str(row["timing_reason"]): "latency"}
+        for reason, name in reasons.items():
+            names, points = empty.setdefault(reason, ([], []))
+            names += [name] if name not in names else []
+            points.append(str(row.get("label")))
+    for reason, (_, points) in empty.items():
+        yield f"Empty ({len(points)}): {', '.join(points)}: {reason}"
+
+
+def _protocols(frame: pd.DataFrame, used: Sequence[str]) -> Iterable[str]:
+    signatures = frame.attrs.get("signatures", {})
+    for model, found in signatures.items():
+        of = f" of {model}" if len(signatures) > 1 else ""
+        for metric in dict.fromkeys(used):
+            if metric in found:
+                yield f"{metric}{of}: {found[metric]}"
+
+
+def heat(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One row per quantized point: model, policy, group, method, bits, change in per cent, status."""
+    axes = labels.varying(frame)
+    cells = []
+    for row in labels.rows(frame):
+        if row["method"] == REFERENCE or row.get("bits") is None:
+            continue
+        ratio = row.get(f"{metric}.delta")
+        cells.append(
+            {
+                "run_id": row["run_id"],
+                "model": str(row["model"]),
+                "policy": str(row.get("policy") or ""),
+                "group": labels.group(row.get("group_size")),
+                "method": labels.grid(row, axes),
+                "bits": row["bits"],
+                "change": None if ratio is None else (ratio - 1) * 100,
+                "status": row["status"],
+                "reason": row.get("reason"),
+            }
+        )
+    names = "run_id model policy group method bits change status reason"
+    return pd.DataFrame(cells, columns=names.split())
+
+
+def _heatmap(frame: pd.DataFrame, metric: str, provenance: str) -> Sheet:
+    """Method x bits: perplexity's change in per cent, one line per method, policy and group."""
+    cells = heat(frame, metric)
+    bits = sorted(cells["bits"].unique())
+    lines, values = [], []
+    keys = ["model", "policy", "group", "method"]
+    for key, part in cells.groupby(keys, sort=False):
+        by_bits = {row["bits"]: row for row in labels.rows(part)}
+        printed = [_heat_cell(by_bits.get(b)) for b in bits]
+        lines.append(Line((*map(str, key[1:]), *printed), str(key[0])))
+        changes = [by_bits[b]["change"] if b in by_bits else None for b in bits]
+        values.append((*key, *changes))
+    lines.sort(key=lambda line: line.cells[:2])
+    return Sheet(
+        title=f"Change of {metric} in per cent: method × bits",
+        heads=("policy", "group", "method", *(f"{b:g} bits" for b in bits)),
+        align=("l", "l", "l", *("r" for _ in bits)),
+        lines=tuple(lines),
+        columns=(*keys, *(f"bits_{b:g}" for b in bits)),
+        values=tuple(values),
+        small=(*_protocols(frame, [metric]), f"Generated by bitsweep report from {provenance}"),
+    )
+
+
+def _heat_cell(cell: Row | None) -> str:
+    if cell is None:
+        return ""
+    if cell["status"] != "ok":
+        return str(cell["status"])
+    value = cell["change"]
+    return "" if value is None else signed(value, 2 if abs(value) < 10 else 1)
