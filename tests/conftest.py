@@ -1,0 +1,42 @@
+"""What every test may ask for: one thread, a device, a cache of its own, the data beside the repo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitsweep.artifacts import Artifacts
+
+torch.set_num_threads(1)
+
+_DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or fills the user's cache, or asks the hub for anything."""
+    monkeypatch.setenv("BITSWEEP_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(params=_DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device that this machine has: the CPU, and CUDA where there is one."""
+    return request.param
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Artifacts:
+    """An artifact store on disk, empty."""
+    return Artifacts(tmp_path / "artifacts")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real checkpoints and texts that lie beside the repository, never in it."""
+    folder = Path(__file__).parents[1].parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the real checkpoints and texts at {folder}")
+    return folder
