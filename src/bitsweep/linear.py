@@ -117,7 +117,8 @@ class _Quantized(nn.Module):
     @property
     def weight(self) -> Tensor:
         if self._dense is None:
-            self._dense = self.quant.dequantize(self.compute_dtype)
+            with torch.inference_mode(False), torch.no_grad():  # whoever asks first, all may use it
+                self._dense = self.quant.dequantize(self.compute_dtype)
         return self._dense
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Quantized:
@@ -189,3 +190,8 @@ def quantized(quant: QuantTensor, like: nn.Module) -> nn.Module:
     else:
         module = QuantLinear(quant, getattr(like, "bias", None), dtype)
     return module.train(like.training)
+
+
+def quantized_spec(module: nn.Module) -> QuantSpec | None:
+    """What the weight of ``module`` was quantized to; None for a module in full precision."""
+    return module.quant.spec if isinstance(module, _Quantized) else None

@@ -1,0 +1,233 @@
+"""Calibration: the text that a method may look at, and what the model's layers see of it.
+
+A method walks the decoder with :meth:`Calibration.blocks`. Each block's inputs come from the model
+*as it stands*: from whatever the blocks before it have become. The alternative, inputs from the
+full-precision model, is another method (its statistics serve every bits x group point):
+:meth:`Calibration.full_precision`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from bitsweep import data
+from bitsweep.artifacts import Artifacts
+from bitsweep.data import TextSource
+from bitsweep.errors import UserError
+from bitsweep.models import Model
+from bitsweep.replay import Replay
+
+VERSION = 1
+"""Of the statistics that are kept on disk."""
+
+
+@dataclass(frozen=True)
+class CalibrationSpec:
+    """Which text, how many windows of how many tokens (None: the data's longest), which seed."""
+
+    source: TextSource
+    windows: int = 128
+    window: int | None = None
+    seed: int = 0
+
+
+class Statistic(Protocol):
+    """What a layer's input is reduced to while it streams by."""
+
+    def __init__(self, features: int, device: torch.device) -> None: ...
+
+    def add(self, inputs: Tensor) -> None:
+        """Take in ``inputs`` ``(tokens, features)``."""
+
+    def value(self) -> Tensor:
+        """The result, float32."""
+
+
+S = TypeVar("S", bound=Statistic)
+
+
+class Hessian:
+    """``X^T X / tokens`` ``(in, in)`` of a layer's inputs: half the Hessian of its squared error.
+
+    Each batch's product is float32, their sum float64: a long calibration loses nothing. GPTQ's
+    code has a factor 2, which neither the codes nor damping relative to the diagonal feel.
+    """
+
+    def __init__(self, features: int, device: torch.device) -> None:
+        self._sum = torch.zeros(features, features, dtype=torch.float64, device=device)
+        self._tokens = 0
+
+    def add(self, inputs: Tensor) -> None:
+        inputs = inputs.float()
+        self._sum += inputs.T @ inputs
+        self._tokens += inputs.shape[0]
+
+    def value(self) -> Tensor:
+        return (self._sum / max(1, self._tokens)).float()
+
+
+class Block:
+    """Block ``index`` of the walk; ``len(model.blocks)`` is what comes behind them: norm, head."""
+
+    def __init__(self, replay: Replay, index: int) -> None:
+        self._replay = replay
+        self.index = index
+
+    def observe(self, names: Iterable[str], statistic: type[S]) -> dict[str, S]:
+        """Run the block on the calibration windows and gather a statistic of each layer's input.
+
+        Layers that read one and the same tensor (query, key and value; gate and up) share one
+        object. A layer that the text never reaches (an expert) is missing.
+        """
+        found: dict[str, S] = {}
+        seen: list[tuple[Tensor, str]] = []  # inputs of this batch, kept alive: identity is by id
+
+        def watch(name: str, inputs: Tensor) -> None:
+            leader = next((other for known, other in seen if known is inputs), None)
+            if leader is not None:
+                found[name] = found[leader]
+                return
+            seen.append((inputs, name))
+            if name not in found:
+                found[name] = statistic(inputs.shape[-1], inputs.device)
+            found[name].add(inputs.reshape(-1, inputs.shape[-1]))
+
+        model = self._replay.model
+        hooks = [model.get(name).register_forward_pre_hook(_Watch(name, watch)) for name in names]
+        try:
+            self._replay.run(self.index, after_batch=seen.clear, keep=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+
+class _Watch:
+    def __init__(self, name: str, look: Callable[[str, Tensor], None]) -> None:
+        self._name = name
+        self._look = look
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._look(self._name, args[0])
+
+
+class Calibration:
+    """The calibration windows of one point, and walks over a model with them.
+
+    Windows are drawn without replacement, by a generator of their own, from the text's tokens cut
+    into windows that do not overlap: no token is seen twice, and no process-wide seed is touched.
+    (GPTQ's code draws random offsets, which may overlap.) There are no special tokens in them.
+
+    ``model`` is the full-precision model. Nothing is read before it is asked for.
+    """
+
+    def __init__(self, model: Model, spec: CalibrationSpec, artifacts: Artifacts) -> None:
+        self.model = model
+        self.spec = spec
+        self.artifacts = artifacts
+        self._walk: Iterator[Block] | None = None
+        self._next = 0
+
+    @cached_property
+    def text_sha256(self) -> str:
+        return self.spec.source.sha256(self.artifacts)
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """The windows, int64 ``(windows, window)``.
+
+        Raises:
+            UserError: the text is too short, or the window longer than the model's context
+                (``calibration.windows``, ``calibration.window``).
+        """
+        limit = self.model.max_positions
+        window = min(data.LONGEST_WINDOW, limit) if self.spec.window is None else self.spec.window
+        if not 1 < window <= limit:
+            raise UserError(
+                f"calibration.window={window}: a window has 2 to {limit} tokens, "
+                f"the context of {self.model.source.name}"
+            )
+        stream = data.tokens(self.spec.source, self.model, self.artifacts)
+        cut = data.windows(stream, window)
+        if not 0 < self.spec.windows <= len(cut):
+            raise UserError(
+                f"calibration.windows={self.spec.windows}: the text {self.spec.source.name} has "
+                f"{len(cut)} windows of {window} tokens; use 1 to {len(cut)}, or a smaller "
+                "calibration.window"
+            )
+        drawn = random.Random(self.spec.seed).sample(range(len(cut)), self.spec.windows)
+        return cut[drawn].clone()
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What decides the codes, and what the Record says of it."""
+        windows, window = self.tokens.shape
+        return {
+            "source": self.spec.source.name,
+            "text_sha256": self.text_sha256,
+            "sha256": hashlib.sha256(self.tokens.numpy().tobytes()).hexdigest(),
+            "windows": windows,
+            "window": window,
+            "seed": self.spec.seed,
+        }
+
+    def blocks(self, model: Model) -> Iterator[Block]:
+        """The blocks of ``model`` in order, and last the part behind them that feeds the head.
+
+        Replace layers of a block before asking for the next one: its inputs are then computed
+        through what the block has become. The embedding has to be replaced before the first.
+        """
+        replay = Replay(model, self.tokens)
+        for index in range(len(model.blocks) + 1):
+            if index > 0:
+                replay.run(index - 1, after_batch=_nothing, keep=True)
+            yield Block(replay, index)
+
+    def full_precision(self, index: int, statistic: type[Statistic]) -> dict[str, Tensor]:
+        """A statistic of the inputs of every layer of block ``index``, in the full-precision model.
+
+        Made once for a checkpoint and a set of windows, then found; keys are comma-separated
+        names of the layers that share the tensor. Asked for in order, it costs one walk in all.
+        """
+        key = {
+            "checkpoint": self.model.checkpoint,
+            "dtype": self.model.source.dtype,
+            "windows": self.identity["sha256"],
+            "block": index,
+            "version": VERSION,
+        }
+        kind = statistic.__name__.lower()
+        return self.artifacts.get(kind, key, lambda: self._observe_source(index, statistic))
+
+    def _observe_source(self, index: int, statistic: type[Statistic]) -> dict[str, Tensor]:
+        if self._walk is None or index < self._next:
+            self._walk, self._next = self.blocks(self.model.copy()), 0
+        for block in self._walk:
+            self._next = block.index + 1
+            if block.index == index:
+                break
+        else:
+            raise IndexError(f"block {index} of {len(self.model.blocks)}")
+        here = index if index < len(self.model.blocks) else None
+        names = [
+            layer.name
+            for layer in self.model.layers.values()
+            if layer.block == here and layer.kind != "embedding"
+        ]
+        found = block.observe(names, statistic)
+        readers: dict[int, list[str]] = {}
+        for name, shared in found.items():
+            readers.setdefault(id(shared), []).append(name)
+        return {",".join(names): found[names[0]].value() for names in readers.values()}
+
+
+def _nothing() -> None:
+    """After a batch of which nobody watches anything."""

@@ -1,0 +1,87 @@
+"""Methods choose codes: one algorithm per file, one verb, ``(model, plan, calibration) -> model``.
+
+A method is a frozen dataclass whose fields are its options, and a YAML of the same defaults in
+``conf/method``. It replaces the layers that the plan names, leaves all others untouched, and sets
+``model.plan``. It gets a copy: layers are replaced, never written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import ClassVar, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from bitsweep.calibration import Calibration
+from bitsweep.errors import UserError
+from bitsweep.linear import QuantTensor, quantized
+from bitsweep.models import Model
+from bitsweep.spec import Plan, QuantSpec
+
+
+class Method(Protocol):
+    """What the story of a run asks of a method.
+
+    ``version`` changes whenever codes do: it is part of a point's identity. ``ignores`` names the
+    axes that make no difference (``bits``, ``group_size``, ``format``, ``symmetric``,
+    ``scale_dtype``, ``policy``, ``misfit``, ``calibration``, ``seed``): points that differ only
+    there are one. ``calibrated`` says whether it looks at calibration text.
+    """
+
+    version: ClassVar[int]
+    ignores: ClassVar[frozenset[str]]
+    calibrated: ClassVar[bool]
+
+    def skip(self, spec: QuantSpec) -> str | None:
+        """Why this method cannot make ``spec`` (with the key to change), or None."""
+
+    def resolve(self, spec: QuantSpec) -> QuantSpec:
+        """What it really stores when asked for ``spec``."""
+
+    def __call__(self, model: Model, plan: Plan, calibration: Calibration) -> Model:
+        """Quantize the planned layers of ``model``, a copy that is the method's own."""
+
+
+def replace_layers(
+    model: Model,
+    plan: Plan,
+    names: Iterable[str],
+    quantize: Callable[[Tensor, QuantSpec], QuantTensor],
+) -> None:
+    """Replace each of ``names`` by what ``quantize`` makes of its weight ``(out, in)``, float32.
+
+    The head of a tied pair takes the embedding's codes: they are one tensor.
+
+    Raises:
+        UserError: a weight is not finite (``model.path``).
+    """
+    for name in names:
+        twin = tied_embedding(model, name)
+        if twin is not None and twin in plan.layers:
+            codes = cast(QuantTensor, model.get(twin).quant)
+        else:
+            codes = quantize(finite_weight(model, name), plan.layers[name].weight)
+        model.replace(name, quantized(codes, model.get(name)))
+
+
+def finite_weight(model: Model, name: str) -> Tensor:
+    """The weight ``(out, in)`` of a layer in float32.
+
+    Raises:
+        UserError: it holds NaN or infinity (``model.path``).
+    """
+    weight = model.weight(name).detach().float()
+    if not bool(torch.isfinite(weight).all()):
+        raise UserError(
+            f"model.path={model.source.path}: {name} has weights that are NaN or infinite; "
+            "use a sound checkpoint"
+        )
+    return weight
+
+
+def tied_embedding(model: Model, name: str) -> str | None:
+    """The embedding that is one tensor with the layer ``name``, or None."""
+    if not model.tied or model.layers[name].role != "head":
+        return None
+    return next(layer.name for layer in model.layers.values() if layer.role == "embedding")
