@@ -1,0 +1,251 @@
+"""What a point is measured on: texts, task sets, questions; tokens, windows and the Reference.
+
+A data YAML (``conf/data/*.yaml``) is one :class:`Data`. All text of a perplexity is one stream of
+tokens cut into windows that do not overlap, the protocol of the GPTQ papers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bitsweep.artifacts import Artifacts
+from bitsweep.errors import UserError
+from bitsweep.sources import Item, TaskSet, TextSource
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bitsweep.models import Model
+
+__all__ = [
+    "Data",
+    "Item",
+    "Reference",
+    "TaskSet",
+    "TextSource",
+    "check_calibration",
+    "make",
+    "make_text",
+    "tokens",
+    "windows",
+]
+
+T = TypeVar("T")
+
+LONGEST_WINDOW = 2048
+"""The papers' window; ``window: null`` takes it, or the model's context where that is shorter."""
+
+SHORTHANDS = ("root", "path", "calibration_path")
+"""Keys of a data YAML that only serve its own interpolations, for short overrides."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is measured: ``texts`` (perplexity, KL), ``tasks`` (generation), ``questions`` (lm-eval).
+
+    ``questions`` are lm-eval task names; those of ``conf/tasks`` read their files in ``tasks_dir``.
+    ``window`` in tokens (None: the smaller of 2048 and the model's context). ``bos``: ``none``, or
+    ``stream`` for one begin token before the whole text; never one a window, which is what
+    llama.cpp does and lowers perplexity.
+    """
+
+    name: str
+    texts: Mapping[str, TextSource] = field(default_factory=dict)
+    tasks: Mapping[str, TaskSet] = field(default_factory=dict)
+    questions: tuple[str, ...] = ()
+    calibration: TextSource | None = None
+    window: int | None = None
+    bos: str = "none"
+    tasks_dir: str | None = None
+
+    def check(self) -> None:
+        """Raise UserError for anything missing or unusable, reading nothing; before a sweep."""
+        for text in self.texts.values():
+            text.check()
+        for task in self.tasks.values():
+            task.check()
+        if self.bos not in ("none", "stream"):
+            raise UserError(f"data.bos={self.bos}: use none or stream")
+        if self.window is not None and self.window < 2:
+            raise UserError(f"data.window={self.window}: a window needs at least 2 tokens")
+        if self.tasks_dir is not None and not Path(self.tasks_dir).is_dir():
+            raise UserError(f"data.tasks_dir={self.tasks_dir}: no such folder")
+
+    def window_of(self, model: Model) -> int:
+        """The window in tokens for ``model``.
+
+        Raises:
+            UserError: longer than the model's context; change ``data.window``.
+        """
+        if self.window is None:
+            return min(LONGEST_WINDOW, model.max_positions)
+        if self.window > model.max_positions:
+            raise UserError(
+                f"data.window={self.window}: {model.source.name} has a context of "
+                f"{model.max_positions}; use that or less"
+            )
+        return self.window
+
+
+def make(name: str, config: Mapping[str, Any]) -> Data:
+    """A Data from the plain values of its YAML.
+
+    Raises:
+        UserError: an unknown key, with the nearest one; a text without a path.
+    """
+    known = {f.name for f in dataclasses.fields(Data)} - {"name"}
+    values = _known("data", {k: v for k, v in config.items() if k != "name"}, known | {*SHORTHANDS})
+    for key in SHORTHANDS:
+        values.pop(key, None)
+    texts = values.pop("texts", None) or {}
+    tasks = values.pop("tasks", None) or {}
+    calibration = values.pop("calibration", None)
+    if calibration is not None and calibration.get("path") is None:
+        calibration = None
+    return Data(
+        name=name,
+        texts={key: make_text(key, text) for key, text in texts.items()},
+        tasks={key: _task(key, task) for key, task in tasks.items()},
+        questions=tuple(values.pop("questions", None) or ()),
+        calibration=None if calibration is None else make_text(name, calibration),
+        **values,
+    )
+
+
+def make_text(name: str, config: Mapping[str, Any]) -> TextSource:
+    """A TextSource from plain values; ``name`` holds where they give none of their own."""
+    known = {f.name for f in dataclasses.fields(TextSource)}
+    values = _known(f"the text {name}", {"name": name, **config}, known)
+    if values.get("path") is None:
+        raise UserError(f"path=null: the text {name} needs a file: data.path=FILE")
+    return TextSource(**values)
+
+
+def _task(name: str, config: Mapping[str, Any]) -> TaskSet:
+    known = {f.name for f in dataclasses.fields(TaskSet)}
+    return TaskSet(**_known(f"data.tasks.{name}", {"name": name, **config}, known))
+
+
+def _known(where: str, config: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
+    for key in config:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3) or sorted(known)
+            raise UserError(f"{key}: no such key of {where}; nearest: {', '.join(near)}")
+    return dict(config)
+
+
+def check_calibration(calibration: TextSource, data: Data, artifacts: Artifacts) -> None:
+    """Refuse to calibrate on what is measured.
+
+    Raises:
+        UserError: the same place (if only a part of it), the same text, or one inside the other.
+    """
+    for name, evaluation in data.texts.items():
+        same = calibration.same_place(evaluation)
+        if not same and calibration.split is None and evaluation.split is None:
+            one, other = calibration.text(artifacts), evaluation.text(artifacts)
+            same = one in other or other in one
+        if same:
+            raise UserError(
+                f"calibration={calibration.name}: this is the evaluation text {name} of "
+                f"data={data.name}; calibrate on another text (calibration.source.path=FILE)"
+            )
+
+
+# ------------------------------------------------------------------------------------ tokens
+
+
+def tokens(source: TextSource, model: Model, artifacts: Artifacts, bos: str = "none") -> Tensor:
+    """The text as one stream of tokens, int64 ``(n,)``; see :func:`stream`."""
+    return stream(source, model, artifacts, bos)["tokens"]
+
+
+def stream(
+    source: TextSource, model: Model, artifacts: Artifacts, bos: str = "none"
+) -> dict[str, Tensor]:
+    """The text as ``tokens`` int64 ``(n,)`` and ``bytes`` int64 ``(n,)``, cached by content.
+
+    ``bytes[i]`` is how many bytes of the text (UTF-8) end with token ``i``; it is absent for a
+    tokenizer that does not say where its tokens lie. No special tokens, but for one begin token
+    before all when ``bos`` is ``stream``.
+    """
+    key = {
+        "text": source.sha256(artifacts),
+        "tokenizer": model.tokenizer_sha256,
+        "bos": bos,
+        "version": 1,
+    }
+    return artifacts.get("tokens", key, lambda: _encode(source.text(artifacts), model, bos))
+
+
+def _encode(text: str, model: Model, bos: str) -> dict[str, Tensor]:
+    import numpy as np
+    import torch
+
+    tokenizer = model.tokenizer
+    fast = bool(getattr(tokenizer, "is_fast", False))
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
+    ids = encoded["input_ids"]
+    begin: list[int] = []
+    if bos == "stream":
+        if tokenizer.bos_token_id is None:
+            raise UserError("data.bos=stream: this tokenizer has no begin token; use data.bos=none")
+        begin = [tokenizer.bos_token_id]
+    result = {"tokens": torch.tensor(begin + ids, dtype=torch.int64)}
+    if fast:
+        points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        widths = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)
+        up_to = np.concatenate([[0], np.cumsum(widths, dtype=np.int64)])
+        ends = np.array([end for _, end in encoded["offset_mapping"]], dtype=np.int64)
+        ends = np.maximum.accumulate(np.concatenate([[0] * len(begin), ends]).astype(np.int64))
+        result["bytes"] = torch.from_numpy(up_to[ends])
+    return result
+
+
+def windows(stream: Tensor, window: int) -> Tensor:
+    """``stream`` cut into windows ``(n, window)`` without overlap; the incomplete tail is dropped."""
+    count = stream.shape[0] // window
+    return stream[: count * window].view(count, window)
+
+
+# ------------------------------------------------------------------------------------ Reference
+
+
+class Reference:
+    """The full-precision model's own losses, log-probabilities, generations and answers.
+
+    Measured once for a checkpoint, tokenizer, protocol, compute dtype and kind of device, whichever
+    point needs them first; every point is compared with these.
+    """
+
+    def __init__(self, model: Model, data: Data, artifacts: Artifacts) -> None:
+        self.model = model
+        self.data = data
+        self.artifacts = artifacts
+        self._left: dict[str, tuple[Model, Any]] = {}
+
+    def get(self, protocol: Mapping[str, Any], measure: Callable[[Model], T]) -> T:
+        """What ``measure`` says of the full-precision model (tensors or a JSON value)."""
+        source = self.model.source
+        key = {
+            "protocol": protocol,
+            "checkpoint": self.model.checkpoint,
+            "tokenizer": self.model.tokenizer_sha256,
+            "dtype": source.dtype,
+            "device": str(source.device).partition(":")[0],
+        }
+        return self.artifacts.get("reference", key, lambda: measure(self.model))
+
+    def leave(self, model: Model, key: str, value: object) -> None:
+        """Leave for a later probe of this run what it would otherwise compute of ``model`` again."""
+        self._left[key] = (model, value)
+
+    def found(self, model: Model, key: str) -> Any:
+        """What an earlier probe of this run left of ``model``, or None."""
+        owner, value = self._left.get(key, (None, None))
+        return value if owner is model else None

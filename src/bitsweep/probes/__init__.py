@@ -1,0 +1,38 @@
+"""Probes: one measurement a file. A probe looks at a finished model and never changes it.
+
+``conf/probes/*.yaml`` is a dict from a name to a probe's ``_target_`` and options.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from bitsweep.record import Kind, Measurement
+
+if TYPE_CHECKING:
+    from bitsweep.artifacts import Artifacts
+    from bitsweep.data import Data, Reference
+    from bitsweep.models import Model
+
+
+class Probe(Protocol):
+    """A frozen dataclass whose fields are its options.
+
+    ``version`` grows with every change that moves a number; ``kind`` says into which Record the
+    metrics go: ``quality``, or ``timing`` for what depends on the machine.
+    """
+
+    version: ClassVar[int]
+    kind: ClassVar[Kind]
+
+    def skip(self, model: Model) -> str | None:
+        """Why this probe says nothing about ``model`` (a skeleton will do), or None."""
+        ...
+
+    def identity(self, data: Data, artifacts: Artifacts) -> dict[str, Any]:
+        """What besides the model and ``version`` decides the numbers: part of the run_id."""
+        ...
+
+    def __call__(self, model: Model, reference: Reference) -> Measurement:
+        """Measure ``model``, and what differs from the full-precision model of ``reference``."""
+        ...

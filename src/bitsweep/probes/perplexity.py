@@ -1,0 +1,154 @@
+"""Perplexity as in the GPTQ papers, with bits per byte beside it.
+
+The text is joined, tokenized as one stream and cut into windows that do not overlap; each window
+predicts all its tokens but the first (Frantar et al., GPTQ, arXiv 2210.17323, section 4). Rivals
+differ, and print other numbers for one model: see docs/protocols.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from bitsweep import stats
+from bitsweep.artifacts import Artifacts
+from bitsweep.data import Data, Reference, TextSource, stream, windows
+from bitsweep.errors import UserError
+from bitsweep.forward import KEPT_BYTES, scores
+from bitsweep.record import Delta, Kind, Measurement, Metric
+
+if TYPE_CHECKING:
+    from bitsweep.models import Model
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """``ppl/<text>`` and ``bits_per_byte/<text>`` of every text of the data.
+
+    ``tokens`` limits each text to its first windows of so many tokens; null scores all of it.
+    """
+
+    tokens: int | None = None
+
+    version: ClassVar[int] = 1
+    kind: ClassVar[Kind] = "quality"
+
+    def skip(self, model: Model) -> str | None:
+        return None
+
+    def identity(self, data: Data, artifacts: Artifacts) -> dict[str, Any]:
+        return {"tokens": self.tokens, **text_identity(data, artifacts)}
+
+    def __call__(self, model: Model, reference: Reference) -> Measurement:
+        measurement = Measurement([])
+        for name, text in reference.data.texts.items():
+            cut = cut_text(model, reference, text, self.tokens)
+            protocol = {"probe": "perplexity", "version": self.version, **cut.protocol}
+            scored = scores(model, cut.windows, KEPT_BYTES)
+            reference.leave(model, f"log_probabilities/{name}", scored.log_probabilities)
+            losses = scored.losses
+            expected = reference.get(
+                protocol, lambda full, cut=cut: {"losses": scores(full, cut.windows).losses}
+            )["losses"]
+            measurement.metrics += self._metrics(name, cut, losses, expected)
+            measurement.details.append(
+                {
+                    "metric": f"ppl/{name}",
+                    "losses": [round(loss, 6) for loss in losses.tolist()],
+                    "reference_losses": [round(loss, 6) for loss in expected.tolist()],
+                }
+            )
+        return measurement
+
+    def _metrics(self, name: str, cut: Cut, losses: Tensor, expected: Tensor) -> list[Metric]:
+        loss, full = losses.numpy(), expected.numpy()
+        predicted = np.full(len(loss), cut.windows.shape[1] - 1, dtype=np.float64)
+        value = stats.perplexity(loss, predicted)
+        ratio = stats.perplexity_ratio(loss, full, predicted)
+        signature = f"{cut.signature}|tokens:{int(predicted.sum())}"
+        metrics = [
+            Metric(
+                f"ppl/{name}",
+                value.value,
+                "",
+                "lower",
+                f"perplexity|{signature}|per:token|v{self.version}",
+                value.lo,
+                value.hi,
+                Delta("ratio", ratio.value, ratio.lo, ratio.hi),
+            )
+        ]
+        signature = f"bits_per_byte|{signature}|per:byte"
+        if cut.bytes is None:
+            reason = "this tokenizer does not say where its tokens lie in the text"
+            return [
+                *metrics,
+                Metric(f"bits_per_byte/{name}", None, "bit", "lower", signature, reason=reason),
+            ]
+        count = cut.bytes.numpy().astype(np.float64)
+        columns = np.stack([loss / math.log(2), full / math.log(2), count], axis=1)
+        value = stats.bootstrap(columns, lambda sums: sums[:, 0] / sums[:, 2])
+        ratio = stats.bootstrap(columns, lambda sums: sums[:, 0] / sums[:, 1])
+        metrics.append(
+            Metric(
+                f"bits_per_byte/{name}",
+                value.value,
+                "bit",
+                "lower",
+                f"{signature}|bytes:{int(count.sum())}|v{self.version}",
+                value.lo,
+                value.hi,
+                Delta("ratio", ratio.value, ratio.lo, ratio.hi),
+            )
+        )
+        return metrics
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A text as windows int64 ``(n, window)``; ``bytes`` ``(n,)`` that each window predicts.
+
+    A window predicts from the end of its first token to the end of its last.
+    """
+
+    windows: Tensor
+    bytes: Tensor | None
+    protocol: dict[str, Any]
+    signature: str
+
+
+def cut_text(model: Model, reference: Reference, text: TextSource, tokens: int | None) -> Cut:
+    """The first windows of ``text``, ``tokens`` in all, at least two.
+
+    Raises:
+        UserError: the text is shorter than two windows.
+    """
+    data, artifacts = reference.data, reference.artifacts
+    window = data.window_of(model)
+    streamed = stream(text, model, artifacts, data.bos)
+    limit = None if tokens is None else max(2, tokens // window)
+    cut = windows(streamed["tokens"], window)[:limit]
+    if len(cut) < 2:
+        raise UserError(
+            f"data.window={window}: the text {text.name} has {len(streamed['tokens'])} tokens, "
+            "less than two windows; use a longer text or a smaller data.window"
+        )
+    ends = windows(streamed["bytes"], window)[:limit] if "bytes" in streamed else None
+    sha256 = text.sha256(artifacts)
+    return Cut(
+        windows=cut,
+        bytes=None if ends is None else ends[:, -1] - ends[:, 0],
+        protocol={"text": sha256, "window": window, "bos": data.bos, "windows": len(cut)},
+        signature=f"text:{text.name}|sha:{sha256[:12]}|window:{window}|stride:{window}"
+        f"|bos:{data.bos}",
+    )
+
+
+def text_identity(data: Data, artifacts: Artifacts) -> dict[str, Any]:
+    """What of the data decides the windows."""
+    texts = {name: text.identity(artifacts) for name, text in data.texts.items()}
+    return {"texts": texts, "window": data.window, "bos": data.bos}
