@@ -1,4 +1,4 @@
-"""What every test may ask for: one thread, a device, a cache of its own, the data beside the repo."""
+"""What every test may ask for: one thread, a device, its own cache, the data beside the repo."""
 
 from __future__ import annotations
 

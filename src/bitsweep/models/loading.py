@@ -36,7 +36,8 @@ def load(source: ModelSource, artifacts: Artifacts) -> Model:
     key = {"source": plain(source), "checkpoint": checkpoint}
 
     def make() -> Model:
-        module = _read(source, found)
+        with torch.random.fork_rng(devices=[]):  # so that a first load leaves no trace in the seed
+            module = _read(source, found)
         if source.untie:
             untie(module)
         _place(module, bare.anatomy, bare.device)
@@ -54,7 +55,7 @@ def skeleton(source: ModelSource, artifacts: Artifacts) -> Model:
     key = {"source": plain(source), "checkpoint": checkpoint, "tokenizer": tokenizer_sha256}
 
     def make() -> Model:
-        with _quiet():
+        with _quiet(), torch.random.fork_rng(devices=[]):
             config = _config(source, found)
             module = _bare(source, config, dtype)
             tokenizer = _tokenizer(source, found)

@@ -75,14 +75,13 @@ class Model:
         self.module.set_submodule(name, module)
 
     def weight(self, name: str) -> Tensor:
-        """The weight of a layer as (out_features, in_features), a view where it is stored dense.
+        """The weight of a layer as (out_features, in_features), a view; never write to it.
 
         A quantized layer answers with its dequantized weight.
         """
         module = self.get(name)
-        weight: Any = module.weight
-        if not isinstance(weight, Tensor):
-            return weight.dequantize()
+        weight = module.weight
+        assert isinstance(weight, Tensor)
         return weight.t() if isinstance(module, Conv1D) else weight
 
     def sequential(self, block: int) -> list[list[str]]:
@@ -118,10 +117,11 @@ class Model:
 
 
 def untie(module: PreTrainedModel) -> None:
-    """Give the head a matrix of its own, equal to the embedding's, that nothing ties again."""
-    head, embedding = module.get_output_embeddings(), module.get_input_embeddings()
-    head.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
-    module.config.tie_word_embeddings = False
+    """Give a tied head a matrix of its own, equal to the embedding's, that nothing ties again."""
+    if is_tied(module):
+        head, embedding = module.get_output_embeddings(), module.get_input_embeddings()
+        head.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
+        module.config.tie_word_embeddings = False
 
 
 def is_tied(module: PreTrainedModel) -> bool:

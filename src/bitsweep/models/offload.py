@@ -16,21 +16,22 @@ def visiting(block: nn.Module, device: torch.device) -> Iterator[None]:
 
     The tensors on the CPU are kept meanwhile, so the way back copies nothing but what is new.
     """
-    home = {id(tensor): (tensor, tensor.data) for tensor in _tensors(block)}
-    away = [(tensor, data) for tensor, data in home.values() if data.device != device]
+    away = [(tensor, tensor.data) for tensor in _tensors(block) if tensor.device != device]
     if not away:
         yield
         return
-    original = away[0][1].device
-    for tensor, data in away:
-        tensor.data = data.to(device)
+    home = away[0][1].device
+    with torch.inference_mode(False):  # a parameter cannot hold an inference tensor
+        for tensor, data in away:
+            tensor.data = data.to(device)
+        block.to(device)  # quantized layers, whose codes are no parameters
     try:
         yield
     finally:
-        for tensor, data in away:
-            tensor.data = data
-        if any(tensor.device != original for tensor in _tensors(block)):
-            block.to(original)
+        with torch.inference_mode(False):
+            for tensor, data in away:
+                tensor.data = data
+            block.to(home)
 
 
 def live_on_cpu(module: nn.Module, blocks: list[str], device: torch.device) -> None:
@@ -38,12 +39,12 @@ def live_on_cpu(module: nn.Module, blocks: list[str], device: torch.device) -> N
 
     The hooks hold no state, so that copies of the model have their own blocks visit.
     """
-    homes = [module.get_submodule(name) for name in blocks]
-    inside = {id(tensor) for block in homes for tensor in _tensors(block)}
+    inner = [module.get_submodule(name) for name in blocks]
+    inside = {id(tensor) for block in inner for tensor in _tensors(block)}
     for tensor in _tensors(module):
         if id(tensor) not in inside:
             tensor.data = tensor.data.to(device)
-    for block in homes:
+    for block in inner:
         block.register_forward_pre_hook(_Arrive(device))
         block.register_forward_hook(_leave, always_call=True)
 

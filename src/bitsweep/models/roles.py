@@ -157,12 +157,12 @@ class _Graph:
 def _find_blocks(module: PreTrainedModel, path: str) -> list[str]:
     """The names of the decoder blocks: the list that is as long as the model is deep."""
     config = module.config.get_text_config(decoder=True)
-    depth = getattr(config, "num_hidden_layers", None)
+    depth: int = getattr(config, "num_hidden_layers", 0)
     found = [
         name
         for name, child in module.named_modules()
         if isinstance(child, nn.ModuleList)
-        and len(child) == depth
+        and len(child) == depth > 0
         and any(_is_linear(inner) for inner in child.modules())
     ]
     if getattr(config, "is_encoder_decoder", False) or not found:

@@ -27,57 +27,24 @@ Stamp = tuple[str, int]
 Stamps = dict[Stamp, bool]
 """Per stamp, whether a positive factor on the node's output channels passes through to here."""
 
-_PASSES = frozenset(
-    [
-        "view",
-        "reshape",
-        "_unsafe_view",
-        "_reshape_alias",
-        "as_strided",
-        "transpose",
-        "permute",
-        "t",
-        "expand",
-        "repeat",
-        "clone",
-        "contiguous",
-        "_to_copy",
-        "to",
-        "slice",
-        "select",
-        "split",
-        "split_with_sizes",
-        "chunk",
-        "unbind",
-        "narrow",
-        "unsqueeze",
-        "squeeze",
-        "flatten",
-        "index",
-        "index_select",
-        "gather",
-        "repeat_interleave",
-        "dropout",
-        "native_dropout",
-        "alias",
-        "detach",
-        "relu",
-        "copy",
-        "lift_fresh",
-        "neg",
-        "cat",
-        "stack",
-    ]
-)
+# fmt: off
+_PASSES = frozenset((
+    "view", "reshape", "_unsafe_view", "_reshape_alias", "as_strided", "flatten", "transpose",
+    "permute", "t", "expand", "repeat", "repeat_interleave", "unsqueeze", "squeeze", "clone",
+    "contiguous", "_to_copy", "to", "copy", "alias", "detach", "lift_fresh", "slice", "select",
+    "split", "split_with_sizes", "chunk", "unbind", "narrow", "index", "index_select", "gather",
+    "cat", "stack", "dropout", "native_dropout", "neg", "relu",
+))
 """Operations through which a factor per channel passes; ReLU for being positively homogeneous."""
 
-_PRODUCTS = frozenset(["mul", "bmm", "mm", "matmul", "baddbmm", "addmm", "div"])
+_PRODUCTS = frozenset(("mul", "bmm", "mm", "matmul", "baddbmm", "addmm", "div"))
 """A factor on one operand passes, unless the other operand contains it as well."""
 
-_PARTS = frozenset(
-    ["slice", "select", "split", "split_with_sizes", "chunk", "unbind", "narrow", "index_select"]
-)
+_PARTS = frozenset((
+    "slice", "select", "split", "split_with_sizes", "chunk", "unbind", "narrow", "index_select",
+))
 """Operations that may take a part of a fused output."""
+# fmt: on
 
 
 @dataclass
