@@ -1,0 +1,36 @@
+"""What every packed kernel asks of a quantized weight: the affine grid of each group, in full."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitsweep.linear import QuantTensor
+from bitsweep.spec import QuantSpec
+
+
+def refuses(spec: QuantSpec, bits: int) -> str | None:
+    """Why ``spec`` is not the uniform grid of exactly ``bits`` bits that a kernel reads, or None.
+
+    Fewer bits would fit into the same container, but then more bytes run than the point stores,
+    and the time would be that of another point.
+    """
+    if spec.format != "int":
+        return f"its codes are format={spec.format}, not integers"
+    if spec.bits != bits:
+        return f"it has {spec.bits:g} bits, not {bits}"
+    return None
+
+
+def affine(weight: QuantTensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero of ``w = (code - zero) * scale``, float32, both ``(out, groups)``.
+
+    Codes are stored from 0 up, so a symmetric grid has its zero at ``2^(bits - 1)``. A scale that
+    all rows share (per tensor) is repeated for each of them.
+    """
+    rows, columns = weight.shape
+    shape = (rows, weight.spec.groups(columns))
+    scale = weight.params["scale"].float().expand(shape)
+    if weight.spec.symmetric:
+        return scale, torch.full_like(scale, 2 ** (weight.spec.bits - 1))
+    return scale, weight.params["zero"].float().expand(shape)

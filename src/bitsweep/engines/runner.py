@@ -1,0 +1,59 @@
+"""Decoding with a Hugging Face model: prefill a prompt, then one token at a time."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from bitsweep.models import Model
+
+
+class TorchRunner:
+    """The whole model with a growing key-value cache, layers of any kind inside.
+
+    The head sees the last position only, as it does in generation.
+    """
+
+    def __init__(self, module: PreTrainedModel) -> None:
+        self.module = module
+        accepts = inspect.signature(module.forward).parameters
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
+
+    @torch.inference_mode()
+    def prefill(self, ids: Tensor) -> tuple[Tensor, Cache]:
+        """Logits ``(batch, vocabulary)`` after the prompt ``(batch, tokens)``, and its cache."""
+        cache = DynamicCache(config=self.module.config)
+        return self._step(ids, cache), cache
+
+    @torch.inference_mode()
+    def decode(self, ids: Tensor, cache: Cache) -> Tensor:
+        """Logits ``(batch, vocabulary)`` after one more token ``(batch, 1)``; ``cache`` grows."""
+        return self._step(ids, cache)
+
+    def _step(self, ids: Tensor, cache: Cache) -> Tensor:
+        output = self.module(
+            input_ids=ids, past_key_values=cache, use_cache=True, **self._last_only
+        )
+        return output.logits[:, -1]
+
+
+def cast(model: Model, dtype: torch.dtype) -> Model:
+    """A copy of ``model`` with its parameters in ``dtype``; the tensors of ``model`` stay as is.
+
+    Buffers keep their dtype, as when transformers loads a checkpoint in ``dtype``: rotary
+    frequencies are float32 there too. Tied parameters stay tied.
+    """
+    model = model.copy()
+    done: dict[int, nn.Parameter] = {}
+    for module in model.module.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None or not parameter.is_floating_point():
+                continue
+            if id(parameter) not in done:
+                value = parameter.detach().to(dtype)
+                done[id(parameter)] = nn.Parameter(value, requires_grad=False)
+            module._parameters[name] = done[id(parameter)]
+    return model

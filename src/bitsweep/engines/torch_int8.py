@@ -1,0 +1,93 @@
+"""Torch's packed 8-bit kernel for CPUs: weight-only, per output channel, with bf16 inputs.
+
+``aten::_weight_int8pack_mm`` multiplies by ``w = code * scale`` with signed codes and one bf16
+scale a row. Our codes are stored from 0 up; ``code - 128`` is signed, so a symmetric grid runs as
+it is. Another zero-point adds a matrix of rank one, exactly:
+
+    x @ w.T = x @ ((code - 128) * scale).T + sum(x) * (128 - zero) * scale,
+
+its sum taken in float32. What differs from ``dense`` is that the scale becomes bf16 (2^-9
+relative, as much as rounding the weights to bf16 would cost). ``TOLERANCE`` bounds the effect.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitsweep.engines import grid
+from bitsweep.engines.lookup import Lookup
+from bitsweep.engines.packed import COMPUTE, Packed
+from bitsweep.linear import QuantEmbedding, QuantLinear, QuantTensor
+
+
+class TorchInt8:
+    """8-bit integers with one scale a row (or tensor); any zero-point."""
+
+    name = "torch_int8"
+    device = "cpu"
+    TOLERANCE = 1e-2
+    """Relative error (Frobenius norm) of a layer's outputs against its float32 weights."""
+
+    def refuses(self, layer: QuantLinear | QuantEmbedding) -> str | None:
+        spec = layer.quant.spec
+        reason = grid.refuses(spec, bits=8)
+        if reason or isinstance(layer, QuantEmbedding):
+            return reason
+        if spec.groups(layer.in_features) > 1:
+            return f"it has groups of {spec.group_size}, not one scale for each output channel"
+        return None
+
+    def pack(self, layer: QuantLinear | QuantEmbedding) -> nn.Module:
+        if isinstance(layer, QuantEmbedding):
+            return Lookup(layer)
+        return Int8Linear(layer.quant, layer.bias)
+
+
+COLUMNS = 16
+"""Columns that the kernel reads at once, without looking where the row ends: in a row of another
+length it reads garbage or crashes. Rows are filled up with zeros to a multiple of it."""
+
+ALIGNMENT = 32
+"""Bytes; the kernel's loads of ``x`` fault elsewhere."""
+
+
+class Int8Linear(Packed):
+    """``y = x @ w.T + bias``, bf16 in and out.
+
+    ``codes`` int8 ``(out, in)``, ``scale`` bf16 ``(out,)``; ``offset`` float32 ``(out,)`` is
+    ``(128 - zero) * scale``, None where it is zero everywhere.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    offset: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, weight: QuantTensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.extra_columns = -self.in_features % COLUMNS
+        scale, zero = (value[:, 0] for value in grid.affine(weight))
+        offset = (128 - zero) * scale
+        codes = (weight.codes.int() - 128).to(torch.int8)
+        self.register_buffer("codes", F.pad(codes, (0, self.extra_columns)).contiguous())
+        self.register_buffer("scale", scale.to(COMPUTE).contiguous())
+        self.register_buffer("offset", offset if offset.any() else None)
+        self.register_buffer("bias", None if bias is None else bias.detach().to(COMPUTE))
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = input.reshape(-1, self.in_features)
+        if self.extra_columns:
+            x = F.pad(x, (0, self.extra_columns))
+        x = x.contiguous()
+        if x.data_ptr() % ALIGNMENT:
+            x = x.clone()
+        y = torch.ops.aten._weight_int8pack_mm(x, self.codes, self.scale)
+        if self.offset is not None:
+            total = x.sum(dim=1, keepdim=True, dtype=torch.float32)
+            y = torch.addcmul(y.float(), total, self.offset).to(COMPUTE)
+        if self.bias is not None:
+            y = y + self.bias
+        return y.reshape(*input.shape[:-1], self.out_features)
