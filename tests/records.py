@@ -93,7 +93,9 @@ def record(
     return made
 
 
-def ppl(value: float, lo: float = math.nan, hi: float = math.nan, text: str = "in_domain") -> Metric:
+def ppl(
+    value: float, lo: float = math.nan, hi: float = math.nan, text: str = "in_domain"
+) -> Metric:
     """A perplexity whose ratio to full precision is ``value / FULL_PRECISION_PPL[text]``."""
     base = FULL_PRECISION_PPL[text]
     delta = None if math.isnan(lo) else Delta("ratio", value / base, lo / base, hi / base)
@@ -119,7 +121,9 @@ def quality(method: str, bits: int | None, group: int | None, policy: str | None
     noise = random.Random(identifier(method, bits, group, policy))
     damage = 0.0
     if bits is not None and group is not None:
-        damage = HURT[bits] * GAIN[method] * (1 + 0.12 * math.log2((group if group > 0 else 256) / 32))
+        damage = (
+            HURT[bits] * GAIN[method] * (1 + 0.12 * math.log2((group if group > 0 else 256) / 32))
+        )
         damage *= (0.6 if policy == "by_role" else 1.0) * noise.uniform(0.93, 1.07)
     metrics = []
     for text, base in FULL_PRECISION_PPL.items():
@@ -135,7 +139,9 @@ def quality(method: str, bits: int | None, group: int | None, policy: str | None
     for task, full in {"translation": 91.2, "description": 71.4}.items():
         lost = full * (1 - 1 / (1 + damage))
         off = Delta("difference", -lost, -lost - 0.4, -lost + 0.4)
-        metrics.append(Metric(f"bleu/{task}", full - lost, "", "higher", f"bleu/{task}|v1", delta=off))
+        metrics.append(
+            Metric(f"bleu/{task}", full - lost, "", "higher", f"bleu/{task}|v1", delta=off)
+        )
         metrics.append(number(f"rougeL/{task}", (full - lost) / 100))
     lost = 0.61 * (1 - 1 / (1 + 0.4 * damage))
     off = Delta("difference", -lost, -lost - 0.01, -lost + 0.01)
@@ -154,7 +160,7 @@ def latency(bits: int) -> list[Metric]:
     if bits not in (4, 8):
         reason = f"engine=auto: no packed kernel runs {bits} bits; 4 and 8 have one"
         names = ("prefill_ms", "decode_ms", "decode_vs_bf16")
-        return [Metric(n, None, "ms", "lower", "latency|v1", reason=reason) for n in names]
+        return [Metric(n, None, "", "none", "latency|v1", reason=reason) for n in names]
     speed = {8: 1.4, 4: 2.1}[bits]
     return [
         number("prefill_ms", 40 / speed, "ms", "lower"),
@@ -166,9 +172,11 @@ def latency(bits: int) -> list[Metric]:
 
 
 def grid(experiment: str = "demo", timing: bool = True) -> list[Record]:
-    """rtn, hqq, gptq x 2, 3, 4, 8 bits x {g64 uniform, g32 by_role}, the reference, and odd rows."""
+    """rtn, hqq, gptq x 2, 3, 4, 8 bits x {g64 uniform, g32 by_role}, the reference, odd rows."""
     rows = [
-        record("full_precision", None, None, None, metrics=quality("full_precision", None, None, None))
+        record(
+            "full_precision", None, None, None, metrics=quality("full_precision", None, None, None)
+        )
     ]
     for method in GAIN:
         for bits in HURT:
@@ -189,7 +197,9 @@ def grid(experiment: str = "demo", timing: bool = True) -> list[Record]:
             reason="group_size=48 does not divide in_features=256 of layers.0.q_proj; try 32 or 64",
         )
     )
-    rows.append(record("hqq", 2, 128, status="failed", reason="RuntimeError: out of memory\nat all"))
+    rows.append(
+        record("hqq", 2, 128, status="failed", reason="RuntimeError: out of memory\nat all")
+    )
     for row in rows:
         row.experiment = experiment
     return rows

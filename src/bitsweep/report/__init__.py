@@ -17,6 +17,7 @@ from bitsweep.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
 
 TABLES = ("main", "tasks", "agreement", "latency", "heatmap")
 
@@ -99,6 +100,13 @@ def write(*folders: str | Path, question: str = "", command: str = "") -> Report
     return Report(folder, title, table, tuple(written), tuple(drawn), folder / "index.html")
 
 
+def summary(report: Report, console: Console | None = None, next_command: str = "") -> None:
+    """Print the end of a sweep, as :mod:`bitsweep.report.terminal` describes."""
+    from bitsweep.report.terminal import show
+
+    show(report, console, next_command)
+
+
 def _readme(
     title: str, question: str, command: str, records: list[Record], drawn: list[Path]
 ) -> str:
@@ -125,4 +133,7 @@ def _readme(
 
 
 def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode("utf-8")))
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(text.encode("utf-8"))
+
+    write_atomically(path, write)

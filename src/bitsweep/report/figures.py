@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -57,6 +57,12 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "bitsweep",
     "hatch.linewidth": 0.5,
 }
+UNDATED: dict[str, dict[str, Any]] = {
+    "pdf": {"metadata": {"CreationDate": None, "ModDate": None, "Producer": None}},
+    "png": {"metadata": {"Software": None}, "dpi": PNG_DPI},
+}
+"""Options of each file type: nothing in it tells when or by which build it was drawn."""
+
 SPEED_AXIS = {
     "decode_vs_bf16": "decode speed, × bf16",
     "decode_tok_s": "decode, tokens per second",
@@ -67,15 +73,12 @@ SPEED_AXIS = {
 def draw(frame: pd.DataFrame, folder: Path) -> list[Path]:
     """Write every figure that ``frame`` has the numbers for, as PDF and PNG; returns the paths."""
     written = []
-    style = {**matplotlib.rcParamsDefault, **STYLE}
-    with matplotlib.rc_context(style):  # type: ignore[arg-type]
+    style: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE}
+    with matplotlib.rc_context(style):
         for name, figure in figures(frame):
-            for suffix, options in (
-                ("pdf", {"metadata": {"CreationDate": None, "ModDate": None, "Producer": None}}),
-                ("png", {"metadata": {"Software": None}, "dpi": PNG_DPI}),
-            ):
+            for suffix, options in UNDATED.items():
                 path = folder / f"{name}.{suffix}"
-                figure.savefig(path, format=suffix, **options)  # type: ignore[arg-type]
+                figure.savefig(path, format=suffix, **options)
                 written.append(path)
     return written
 
@@ -156,7 +159,7 @@ def _front(
     higher = part.attrs["metrics"][x]["better"] == "higher"
     _axis(axes, y, base, [row[y] for row, _ in points])
     best = sorted((row[x], row[y]) for row, mark in points if mark == "front")
-    where = "pre" if higher else "post"
+    where: Literal["pre", "post"] = "pre" if higher else "post"
     axes.step(*zip(*best, strict=True), where=where, color=FAINT, lw=0.9, zorder=1)
     for row, mark in points:
         _point(axes, row, mark, x, y, looks[labels.grid(row, names)])
@@ -186,13 +189,12 @@ def _point(axes: Axes, row: labels.Row, mark: str, x: str, y: str, look: tuple[s
     bounds = [row.get(f"{y}.delta{end}") for end in ("", ".lo", ".hi")]
     if None not in bounds:
         middle, lo, hi = bounds
-        scale = row[y] / middle  # type: ignore[operator]
-        reach = [[max(row[y] - lo * scale, 0.0)], [max(hi * scale - row[y], 0.0)]]  # type: ignore[operator]
+        scale = row[y] / middle
+        reach = [[max(row[y] - lo * scale, 0.0)], [max(hi * scale - row[y], 0.0)]]
         axes.errorbar(row[x], row[y], reach, color=color, lw=0.7, alpha=alpha, zorder=2)
     face = "white" if mark == "tied" else color
-    axes.plot(
-        row[x], row[y], marker, ms=4, mfc=face, mec=color, mew=edge, alpha=alpha, zorder=order, ls=""
-    )  # fmt: skip
+    style: dict[str, Any] = {"mfc": face, "mec": color, "mew": edge, "alpha": alpha, "zorder": order}
+    axes.plot(row[x], row[y], marker, ms=4, ls="", **style)
 
 
 def _name_front(axes: Axes, rows: Sequence[labels.Row], x: str, y: str, higher: bool) -> None:
@@ -282,7 +284,7 @@ def _heatmap(cells: pd.DataFrame, title: str) -> Figure:
         part = cells[(cells["policy"] == panel[0]) & (cells["group"] == panel[1])]
         _panel(axes, part, methods, bits, norm)
         axes.set_title(" ".join(word for word in panel if word))
-    for axes in grid.flat[len(panels):]:
+    for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for axes in grid[-1]:
         axes.set_xlabel("bits")

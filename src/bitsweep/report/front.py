@@ -39,14 +39,14 @@ def front(frame: pd.DataFrame, x: str, y: str) -> pd.Series:
         return marks
     usable = (frame["status"] == "ok") & ~reference & frame[x].notna() & frame[y].notna()
     for _, rows in frame[usable].groupby("model", sort=False):
-        marks[rows.index] = _marks(_minimise(frame, rows, x), _minimise(frame, rows, y),
-                                   *_interval(frame, rows, y))
+        numbers = _minimise(frame, rows, x), _minimise(frame, rows, y), *_interval(frame, rows, y)
+        marks[rows.index] = np.array(_marks(*numbers), dtype=object)
     return marks
 
 
 def _marks(x: Numbers, y: Numbers, lo: Numbers, hi: Numbers) -> list[str]:
     by = dominators(x, y)
-    best = ~by.any(axis=1)
+    best: Mask = ~np.asarray(by.any(axis=1))
     marks = []
     for i in range(len(x)):
         above = by[i] & best

@@ -39,7 +39,8 @@ def varying(frame: pd.DataFrame) -> list[str]:
     return [
         axis
         for axis in axes
-        if axis not in SPELLED_OUT | IN_WEIGHTS and axis not in HARDWARE
+        if axis not in SPELLED_OUT | IN_WEIGHTS
+        and axis not in HARDWARE
         and any(len(_values(part[axis])) > 1 for _, part in quantized.groupby("model"))
     ]
 

@@ -1,4 +1,4 @@
-"""Where a report's numbers come from, in one line without a date: the same Records, the same line."""
+"""Where a report's numbers come from, in one line without a date."""
 
 from __future__ import annotations
 

@@ -98,8 +98,8 @@ def _base(frame: pd.DataFrame, y: list[str]) -> dict[str, dict[str, float]]:
         values = {}
         for name in y:
             ratio = frame.attrs["metrics"][name]["delta"] == "ratio"
-            own = reference[name].dropna() if name in reference else reference
-            value = baseline(part, name) if ratio else None if own.empty else float(own.iloc[0])
+            own = [float(v) for v in reference.get(name, []) if v == v]
+            value = baseline(part, name) if ratio else own[0] if own else None
             if value is not None:
                 values[name] = value
         found[str(model)] = values

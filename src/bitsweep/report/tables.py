@@ -16,7 +16,8 @@ from bitsweep.report.sheet import Line, Sheet
 
 IDENTITY = (
     "experiment", "model", "method", "method_options", "bits", "group_size", "format", "symmetric",
-    "policy", "seed", "label", "status", "reason", "misfits", "point_id", "run_id", "commit", "dirty",
+    "policy", "seed", "label", "status", "reason", "misfits", "point_id", "run_id", "commit",
+    "dirty",
 )  # fmt: skip
 MINUS = "−"
 
@@ -48,7 +49,8 @@ def sheets(frame: pd.DataFrame, provenance: str) -> dict[str, Sheet]:
     quality = primary(frame)
     speed = speed_metric(frame)
     size_marks = front(frame, "file_mib", quality or "")
-    made = {"main": _sheet("Quality and size", frame, _main(frame, quality), size_marks, provenance)}
+    columns = _main(frame, quality)
+    made = {"main": _sheet("Quality and size", frame, columns, size_marks, provenance)}
     for name, title, columns in (
         ("tasks", "Tasks", _tasks(frame)),
         ("agreement", "Agreement with full precision", _agreement(frame)),
@@ -262,7 +264,7 @@ def _protocols(frame: pd.DataFrame, used: Sequence[str]) -> Iterable[str]:
 
 
 def heat(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One row per quantized point: model, policy, group, method, bits, change in per cent, status."""
+    """One row per quantized point, with its place in the heat map and its change in per cent."""
     axes = labels.varying(frame)
     cells = []
     for row in labels.rows(frame):
@@ -299,10 +301,11 @@ def _heatmap(frame: pd.DataFrame, metric: str, provenance: str) -> Sheet:
         changes = [by_bits[b]["change"] if b in by_bits else None for b in bits]
         values.append((*key, *changes))
     lines.sort(key=lambda line: line.cells[:2])
+    sides: list[Literal["l", "r"]] = ["r"] * len(bits)
     return Sheet(
         title=f"Change of {metric} in per cent: method × bits",
         heads=("policy", "group", "method", *(f"{b:g} bits" for b in bits)),
-        align=("l", "l", "l", *("r" for _ in bits)),
+        align=("l", "l", "l", *sides),
         lines=tuple(lines),
         columns=(*keys, *(f"bits_{b:g}" for b in bits)),
         values=tuple(values),

@@ -1,0 +1,94 @@
+"""What stands on the terminal after a sweep: the front, what failed, the paths, what is next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from bitsweep.report import labels
+from bitsweep.report.front import front
+from bitsweep.report.tables import change, number, primary, speed_metric
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bitsweep.report import Report
+
+SPEED_HEADS = {"decode_vs_bf16": "× bf16", "decode_tok_s": "tok/s", "decode_ms": "ms/token"}
+AXES = ("model", "method", "bits", "group_size", "policy", "label")
+
+
+def front_rows(frame: pd.DataFrame) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
+    """Column names and full numbers of full precision, the front and what is tied with it."""
+    quality, speed = primary(frame), speed_metric(frame)
+    marked = frame.assign(front=front(frame, "file_mib", quality or ""))
+    wanted = [*AXES, "front", "bits_per_weight", "file_mib", quality, f"{quality}.delta", speed]
+    columns = tuple(name for name in wanted if name is not None and name in marked)
+    kept = [row for row in labels.rows(marked) if row["front"] in ("reference", "front", "tied")]
+    return columns, tuple(tuple(row[name] for name in columns) for row in kept)
+
+
+def show(report: Report, console: Console | None = None, next_command: str = "") -> None:
+    """Print the front of each model by file size, then what failed or was refused, then paths.
+
+    ``next_command``: what to type next; empty prints the command that re-makes the report.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = console or Console()
+    frame = report.frame
+    rows = labels.rows(frame.assign(front=front(frame, "file_mib", primary(frame) or "")))
+    for model in dict.fromkeys(row["model"] for row in rows):
+        console.print(_table(frame, [row for row in rows if row["model"] == model], model))
+    failed = [row for row in rows if row["status"] == "failed"]
+    for reason, names in labels.by_reason(failed):
+        console.print(Text(f"failed ({len(names)}): {', '.join(names)}: {reason}", style="red"))
+    refused = [row for row in rows if row["status"] == "refused"]
+    if refused:
+        reasons = len(labels.by_reason(refused))
+        console.print(f"refused: {len(refused)}, for {reasons} reasons that stand below the table")
+    console.print(Text(f"table  {report.tables[0]}"))
+    if report.figures:
+        console.print(Text(f"front  {report.figures[0].with_suffix('.png')}"))
+    console.print(Text(f"page   {report.page}"))
+    console.print(Text(f"next   {next_command or f'bitsweep report {report.title}'}"))
+
+
+def _table(frame: pd.DataFrame, rows: list[dict[str, Any]], model: str) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    quality, speed = primary(frame), speed_metric(frame)
+    axes = labels.varying(frame)
+    counts = pd.Series([row["status"] for row in rows]).value_counts()
+    tied = sum(row["front"] == "tied" for row in rows)
+    kind = frame.attrs["metrics"][quality]["delta"] if quality else None
+    table = Table(
+        title=Text(f"{model}: {quality} against size, the front of {counts.get('ok', 0)} points"),
+        caption=f"{tied} more are within noise of it" if tied else None,
+        title_justify="left",
+        caption_justify="left",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    for head in ("method", "weights", "policy"):
+        table.add_column(head)
+    unit = "Δ %" if kind == "ratio" else "Δ"
+    for head in ("bits/w", "MiB", "ppl", unit, *([SPEED_HEADS[speed]] if speed else [])):
+        table.add_column(head, justify="right", no_wrap=True)
+    shown = [row for row in rows if row["front"] in ("reference", "front")]
+    for row in sorted(shown, key=lambda r: (r["front"] == "front", r.get("file_mib") or 0.0)):
+        cells = [
+            labels.method(row, axes),
+            labels.weights(row),
+            str(row.get("policy") or ""),
+            number(row.get("bits_per_weight")),
+            number(row.get("file_mib")),
+            number(row.get(quality or ""), 4),
+            change(row, quality or "", kind).partition(" ")[0],
+            *([number(row.get(speed))] if speed else []),
+        ]
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
