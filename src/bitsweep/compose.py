@@ -1,0 +1,206 @@
+"""Hydra, in one place: where the YAML lies, how it is composed, and its errors in one line.
+
+Nothing here knows what a key means (``config.py`` does), and nothing imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitsweep.errors import UserError
+
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
+    from omegaconf import DictConfig
+
+CONFIG_NAME = "config"
+EXPERIMENTS = "experiments"
+
+
+def conf_dir() -> Path:
+    """The folder of ``config.yaml``: ``$BITSWEEP_CONF``, the checkout's, or the wheel's copy.
+
+    Raises:
+        UserError: ``$BITSWEEP_CONF`` names a folder without a config.yaml.
+    """
+    own = os.environ.get("BITSWEEP_CONF")
+    if own:
+        if not (Path(own) / "config.yaml").is_file():
+            raise UserError(f"BITSWEEP_CONF={own}: has no config.yaml; unset it or name our conf/")
+        return Path(own).resolve()
+    return shipped("conf", "config.yaml")
+
+
+def shipped(folder: str, witness: str = "") -> Path:
+    """A top-level folder of the repository: beside ``src`` in a checkout, inside a wheel's package.
+
+    A checkout is told by its pyproject.toml, so that site-packages' neighbours are never taken.
+    """
+    package = Path(__file__).resolve().parent
+    checkout = package.parents[1]
+    if (checkout / "pyproject.toml").is_file() and (checkout / folder / witness).exists():
+        return checkout / folder
+    return package / folder
+
+
+def experiment_root(name: str) -> Path:
+    """The folder that has ``experiments/<name>.yaml``: the working directory, else the package.
+
+    Raises:
+        UserError: neither has it; names the nearest.
+    """
+    roots = [Path.cwd(), shipped(EXPERIMENTS).parent]
+    for root in roots:
+        if (root / EXPERIMENTS / f"{name}.yaml").is_file():
+            return root
+    known = sorted(experiments())
+    raise UserError(f"{name}: no such experiment{nearest(name, known)}{choices(known)}")
+
+
+def experiments() -> dict[str, Path]:
+    """Every experiment file by name; one in the working directory hides the package's."""
+    found: dict[str, Path] = {}
+    for root in (shipped(EXPERIMENTS), Path.cwd() / EXPERIMENTS):
+        found |= {path.stem: path for path in sorted(root.glob("*.yaml"))}
+    return found
+
+
+def group_files(group: str) -> dict[str, Path]:
+    """The YAML files of one config group, by choice."""
+    return {path.stem: path for path in sorted((conf_dir() / group).glob("*.yaml"))}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean bits?``, or nothing where nothing is near."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def choices(known: Sequence[str]) -> str:
+    return f" (choices: {', '.join(known)})" if known else ""
+
+
+@contextmanager
+def hydra_app(overrides: Sequence[str], extra_dir: str | None = None) -> Iterator[Hydra]:
+    """Hydra's application over our ``conf``; Hydra's global state is put back afterwards.
+
+    ``+experiments=NAME`` among the ``overrides`` adds the folder in which that experiment lies;
+    ``extra_dir`` is a folder of the user's own groups (``--config-dir``), which go first.
+    Built by hand instead of by ``hydra.main``, whose way with errors is a traceback.
+    """
+    from hydra import version
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.global_hydra import GlobalHydra
+
+    version.setbase("1.3")
+    path = create_config_search_path(str(conf_dir()))
+    if extra_dir is not None:
+        if not Path(extra_dir).is_dir():
+            raise UserError(f"--config-dir {extra_dir}: no such folder")
+        path.prepend(provider="command-line", path=f"file://{Path(extra_dir).resolve()}")
+    for override in overrides:
+        key, _, name = override.partition("=")
+        if key == f"+{EXPERIMENTS}":
+            path.append(provider=EXPERIMENTS, path=f"file://{experiment_root(name)}")
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2(task_name="bitsweep", config_search_path=path)
+    finally:
+        GlobalHydra.instance().clear()
+        if before is not None:
+            GlobalHydra.instance().initialize(before)
+
+
+def experiment_overrides(name: str) -> list[str]:
+    """What ``bitsweep sweep NAME`` puts before the user's overrides."""
+    experiment_root(name)
+    return [f"+{EXPERIMENTS}={name}", f"experiment={name}"]
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """One point's configuration, with Hydra's own node (``hydra.runtime.choices``) in it."""
+    from hydra.types import RunMode
+
+    with hydra_app(overrides) as hydra, one_line_errors():
+        return hydra.config_loader.load_configuration(
+            config_name=CONFIG_NAME, overrides=list(overrides), run_mode=RunMode.RUN
+        )
+
+
+def plain_config(config: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
+    """A composed configuration as plain values, and which choice each group took."""
+    from omegaconf import DictConfig, OmegaConf
+
+    with one_line_errors():
+        taken = OmegaConf.to_container(config.hydra.runtime.choices)
+        bare = DictConfig({k: v for k, v in config.items_ex(resolve=False) if k != "hydra"})
+        values = OmegaConf.to_container(bare, resolve=True)
+    assert isinstance(values, dict)
+    assert isinstance(taken, dict)
+    return {str(k): v for k, v in values.items()}, {str(k): str(v) for k, v in taken.items()}
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what Hydra, OmegaConf and PyYAML raise into a UserError of one line."""
+    import yaml
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(explain(error)) from error
+
+
+def explain(error: Exception) -> str:
+    """One line for an error of Hydra's, with the nearest names where a name is unknown."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not an override; write key=value ({_first_line(error)})"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _no_such_choice(error.missing_cfg_file, error.options or ())
+    text = str(error)
+    if match := re.search(r"Could not override '(.+?)'", text):
+        given = re.search(r"To append to your config use \+(.*)", text)
+        return _no_such_key(match[1], given[1] if given else match[1], error.__cause__)
+    if match := re.search(r"Sweep parameters '(.+?)' requires --multirun", text):
+        return f"{match[1]}: several values are a sweep; use bitsweep run -m"
+    if match := re.search(r"Override (\S+) looks like a config group", text):
+        return f"{match[1]}: there is no such group"
+    if match := re.search(r"Could not append to config. An item is already at '(.+?)'", text):
+        return f"+{match[1]}: is there already; write {match[1]}=VALUE without the +"
+    cause = error.__cause__
+    line = _first_line(error)
+    return f"{line}: {_first_line(cause)}" if cause is not None and str(cause) else line
+
+
+def _no_such_choice(path: str, options: Sequence[str]) -> str:
+    group, _, choice = path.rpartition("/")
+    if group == EXPERIMENTS:
+        options = sorted(experiments())
+    return f"{group}={choice}: no such {group}{nearest(choice, options)}{choices(options)}"
+
+
+def _no_such_key(key: str, given: str, cause: BaseException | None) -> str:
+    parent = getattr(cause, "parent_node", None)
+    siblings = [str(k) for k in parent] if isinstance(parent, Mapping) or parent else []
+    siblings = [name for name in siblings if name != "hydra"]
+    head, dot, last = key.rpartition(".")
+    near = [f"{head}{dot}{name}" for name in siblings]
+    guess = nearest(key, near) or (choices(near) if head else "")
+    return f"{given}: no such key{guess}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

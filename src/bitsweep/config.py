@@ -1,0 +1,284 @@
+"""Hydra's configuration becomes a Job: one validated Point and what its run does beside it.
+
+The only reader of configuration. Whatever is wrong here is one line for the user, before a model
+is loaded; what can only be seen with the model at hand (a group that does not divide a row)
+is ``run.prepare``'s to say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitsweep.compose import choices as choices_text
+from bitsweep.compose import compose, conf_dir, nearest, plain_config
+from bitsweep.errors import UserError
+from bitsweep.point import Point
+from bitsweep.spec import MISFITS, SCALE_DTYPES, QuantSpec
+from bitsweep.strict import build, fit, show, target
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from bitsweep.artifacts import Artifacts
+    from bitsweep.calibration import CalibrationSpec
+    from bitsweep.data import Data
+    from bitsweep.models import ModelSource
+    from bitsweep.record import Record
+    from bitsweep.tracking import Tracker
+
+GROUPS = ("model", "data", "method", "policy", "calibration", "probes", "tracker")
+AXES: dict[str, Any] = {
+    "bits": float,
+    "group_size": int,
+    "format": str,
+    "symmetric": bool,
+    "scale_dtype": str,
+    "misfit": str,
+    "engine": str,
+    "seed": int,
+}
+RUN_KEYS: dict[str, Any] = {
+    "experiment": str,
+    "results_dir": str,
+    "force": bool,
+    "threads": int | None,
+    "plugins": list[str],
+}
+KNOWN = (*GROUPS, *AXES, *RUN_KEYS, "grids")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A Point, and what its run does that changes none of its numbers."""
+
+    point: Point
+    tracker: Tracker
+    force: bool = False
+    threads: int | None = None
+
+
+def job(config: DictConfig, command: str = "") -> Job:
+    """The Job of one composed configuration (with Hydra's own node in it)."""
+    return parse(*plain_config(config), command=command)
+
+
+def parse(values: Mapping[str, Any], taken: Mapping[str, str], command: str = "") -> Job:
+    """The Job of plain configuration values; ``taken`` says which choice each group took.
+
+    Raises:
+        UserError: an unknown key, a wrong type, an unknown choice; one line that names the key.
+    """
+    for key in values:
+        if key not in KNOWN:
+            raise UserError(f"{key}={show(values[key])}: no such key{nearest(key, KNOWN)}")
+    run = {key: fit(key, values.get(key), hint) for key, hint in RUN_KEYS.items()}
+    axes = {key: fit(key, values.get(key), hint) for key, hint in AXES.items()}
+    _check_axes(axes, run)
+    data = _data(taken["data"], _mapping("data", values))
+    point = Point(
+        experiment=_folder_name(run["experiment"]),
+        results_dir=Path(run["results_dir"]),
+        model=_model(taken["model"], _mapping("model", values)),
+        data=data,
+        method_name=taken["method"],
+        method=target("method", values["method"], run["plugins"]),
+        spec=QuantSpec(
+            bits=_whole(axes["bits"]),
+            group_size=axes["group_size"],
+            symmetric=axes["symmetric"],
+            format=axes["format"],
+            scale_dtype=axes["scale_dtype"],
+        ),
+        policy=_policy(taken["policy"], _mapping("policy", values)),
+        calibration=_calibration(taken["calibration"], _mapping("calibration", values), data),
+        probes={
+            name: target(f"probes.{name}", probe, run["plugins"])
+            for name, probe in _mapping("probes", values).items()
+            if probe is not None  # probes.NAME=null leaves one out
+        },
+        misfit=axes["misfit"],
+        engine=axes["engine"],
+        seed=axes["seed"],
+        command=command,
+    )
+    tracker = target("tracker", values["tracker"], run["plugins"])
+    return Job(point, tracker, run["force"], run["threads"])
+
+
+def check(job: Job, artifacts: Artifacts) -> None:
+    """What needs a look at the machine: device, texts, place of the results. Loads no model.
+
+    Raises:
+        UserError: no such GPU, a text that is missing, results that can not be written, or
+            calibration on the text that is measured.
+    """
+    from bitsweep.data import check_calibration
+    from bitsweep.store import Store
+
+    point = job.point
+    check_device(point.model.device)
+    point.data.check()
+    if point.method.calibrated:
+        if point.calibration.source.path == "":
+            raise UserError(
+                f"calibration: data={point.data.name} has no text of its own to calibrate "
+                f"method={point.method_name} on; give calibration.source.path=FILE"
+            )
+        point.calibration.source.check()
+        check_calibration(point.calibration.source, point.data, artifacts)
+    Store(point.folder).prepare()
+
+
+def check_device(device: str) -> None:
+    """Raises UserError unless torch can compute on ``device`` here."""
+    import torch
+
+    kind, _, index = device.partition(":")
+    if kind == "cpu" and not index:
+        return
+    if kind != "cuda" or (index and not index.isdigit()):
+        raise UserError(f"model.device={device}: takes cpu, cuda or cuda:INDEX")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count <= int(index or 0):
+        found = f"{count} GPU{'s' * (count != 1)}" if count else "no GPU"
+        raise UserError(f"model.device={device}: torch finds {found} here; use model.device=cpu")
+
+
+def run(*overrides: str) -> list[Record]:
+    """Measure one point and keep its Records (``bitsweep.run``).
+
+    Raises:
+        UserError: a mistake in ``overrides``, or a point that can not exist.
+    """
+    from bitsweep.sweep import Session
+
+    return Session().single(job(compose(overrides), command_line("run", overrides)))
+
+
+def command_line(verb: str, overrides: Sequence[str]) -> str:
+    """What to type to have this again."""
+    import shlex
+
+    return shlex.join(["bitsweep", verb, *overrides])
+
+
+def axis_choices() -> dict[str, Sequence[str]]:
+    """Choices of the axes that are words; families of formats and engines are files on disk."""
+    package = Path(__file__).parent
+    return {
+        "format": _modules(package / "formats"),
+        "scale_dtype": SCALE_DTYPES,
+        "misfit": MISFITS,
+        "engine": ["auto", *engine_names()],
+    }
+
+
+def engine_names() -> list[str]:
+    """The engines that ``engine=`` takes: one YAML each where there are some, else one file."""
+    folder = conf_dir() / "engine"
+    yaml = sorted(path.stem for path in folder.glob("*.yaml"))
+    return yaml or _modules(Path(__file__).parent / "engines")
+
+
+def _modules(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("[!_]*.py"))
+
+
+def _check_axes(axes: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    for key, known in axis_choices().items():
+        if axes[key] not in known:
+            raise UserError(
+                f"{key}={axes[key]}: no such {key}{nearest(axes[key], known)}{choices_text(known)}"
+            )
+    if not 0 < axes["bits"] <= 16:
+        raise UserError(f"bits={axes['bits']:g}: takes a number over 0 and up to 16")
+    if axes["group_size"] < -1:
+        raise UserError(
+            f"group_size={axes['group_size']}: takes a number of weights, "
+            "-1 (per output channel) or 0 (per tensor)"
+        )
+    if not 0 <= axes["seed"] < 2**63:
+        raise UserError(f"seed={axes['seed']}: takes a whole number from 0")
+    if run["threads"] is not None and run["threads"] < 1:
+        raise UserError(f"threads={run['threads']}: takes a whole number from 1, or null")
+
+
+def _mapping(key: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    value = values.get(key)
+    if not isinstance(value, Mapping):
+        raise UserError(f"{key}={show(value)}: takes one of {', '.join(group_names(key))}")
+    return value
+
+
+def group_names(group: str) -> list[str]:
+    from bitsweep.compose import group_files
+
+    return list(group_files(group))
+
+
+def _whole(bits: float) -> float:
+    return int(bits) if bits == int(bits) else bits
+
+
+def _folder_name(experiment: str) -> str:
+    if not experiment or Path(experiment).name != experiment or experiment.startswith("."):
+        raise UserError(f"experiment={experiment}: takes a name of one folder below results_dir")
+    return experiment
+
+
+def _model(choice: str, value: Mapping[str, Any]) -> ModelSource:
+    """The checkpoint; one that took another path than its YAML's is named after that path."""
+    from bitsweep.models.source import ModelSource
+
+    source = build(ModelSource, "model", {"name": choice, **value})
+    if source.name == choice and source.path != _yaml_path(choice, source.path):
+        name = source.path.rstrip("/").rpartition("/")[2]
+        source = dataclasses.replace(source, name=name or source.path)
+    return source
+
+
+@functools.cache
+def _yaml_path(choice: str, otherwise: str) -> str:
+    """``path`` in ``conf/model/<choice>.yaml``; ``otherwise`` for a file of the user's own."""
+    import yaml
+
+    file = conf_dir() / "model" / f"{choice}.yaml"
+    if not file.is_file():
+        return otherwise
+    return str(yaml.safe_load(file.read_text(encoding="utf-8"))["path"])
+
+
+def _data(name: str, value: Mapping[str, Any]) -> Data:
+    from bitsweep import data
+
+    return data.make(name, value)
+
+
+def _policy(name: str, value: Mapping[str, Any]) -> Any:
+    from bitsweep.policies import Policy
+
+    return Policy.from_config(name, value)
+
+
+def _calibration(name: str, value: Mapping[str, Any], data: Data) -> CalibrationSpec:
+    from bitsweep.calibration import CalibrationSpec
+    from bitsweep.data import TextSource, make_text
+
+    known = ("source", "windows", "window", "seed")
+    for key in value:
+        if key not in known:
+            raise UserError(f"calibration.{key}: no such key{nearest(key, known)}")
+    given = value.get("source")
+    source = (data.calibration or TextSource("none", path="")) if given is None else make_text(name, given)
+    rest = {key: item for key, item in value.items() if key != "source"}
+    windows = fit("calibration.windows", rest.get("windows", 128), int)
+    window = fit("calibration.window", rest.get("window"), int | None)
+    seed = fit("calibration.seed", rest.get("seed", 0), int)
+    if windows < 1 or (window is not None and window < 2):
+        raise UserError("calibration: takes windows=1 or more, of window=2 tokens or more")
+    return CalibrationSpec(source=source, windows=windows, window=window, seed=seed)

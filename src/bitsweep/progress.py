@@ -1,0 +1,126 @@
+"""What a sweep says while it runs: one line after each point, a live stage on a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from bitsweep.record import Metric, Record
+
+if TYPE_CHECKING:
+    from bitsweep.sweep import Candidate, Outcome
+
+
+class Progress:
+    """Counts points and guesses the time that is left from those of this launch."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(highlight=False, soft_wrap=True, markup=False)
+        self.total = 1
+        self.ended = 0
+        self.before = 0
+        self._status: Any = None
+        self._label = ""
+        self._began = time.perf_counter()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process prints to its own console, without a live line."""
+        return {"total": self.total, "before": self.before}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+        self.__dict__.update(state)
+
+    def begin(self, candidates: Sequence[Candidate], wall_s: float) -> None:
+        """Say what is launched and, of the rest, why not."""
+        fates = Counter(candidate.fate for candidate in candidates)
+        self.before = fates["done"]
+        self.total = fates["run"] + fates["done"]
+        counts = [f"{fates['run']} to run"]
+        counts += [f"{fates[fate]} {fate}" for fate in ("done", "refused", "merged") if fates[fate]]
+        self.console.print(f"{len(candidates)} points: {', '.join(counts)}  ({wall_s:.1f} s)")
+        for candidate in candidates:
+            if candidate.reason:
+                self.console.print(f"{candidate.fate}: {candidate.label}: {candidate.reason}")
+        self._began = time.perf_counter()
+
+    def start(self, label: str) -> None:
+        """A point starts."""
+        self._label = label
+        if self.console.is_terminal:
+            self._status = self.console.status(self._counter(label))
+            self._status.start()
+
+    def stage(self, name: str) -> None:
+        """A stage of the point starts."""
+        if self._status is not None:
+            self._status.update(f"{self._counter(self._label)}  {name} …")
+
+    def end(self, outcome: Outcome, wall_s: float) -> None:
+        """A point is finished: its line."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+        counter = self._counter(outcome.label)
+        self.ended += 1
+        left = self.total - self.before - self.ended
+        parts = [counter, *result(outcome), duration(wall_s)]
+        if left > 0:
+            mean = (time.perf_counter() - self._began) / self.ended
+            parts.append(f"(about {duration(mean * left)} left)")
+        self.console.print("  ".join(parts))
+
+    def warn(self, line: str) -> None:
+        """One line that is no result."""
+        self.console.print(line)
+
+    def close(self) -> None:
+        """Leave the terminal as it was, whatever happened."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def _counter(self, label: str) -> str:
+        return f"[{self.before + self.ended + 1}/{self.total}] {label}"
+
+
+def result(outcome: Outcome) -> list[str]:
+    """The numbers of a line, or why there are none."""
+    if outcome.error is not None:
+        return [f"failed: {outcome.error}"]
+    for record in outcome.records:
+        if record.status != "ok":
+            return [f"{record.status}: {record.reason}"]
+    return [text for record in outcome.records for text in _numbers(record)]
+
+
+def _numbers(record: Record) -> list[str]:
+    metrics = record.metrics.values()
+    perplexity = next((m for m in metrics if m.name.startswith("ppl/")), None)
+    parts = [] if perplexity is None or perplexity.value is None else [_perplexity(perplexity)]
+    for name, text in (("file_mib", "{:.2f} MiB"), ("decode_vs_bf16", "decode {:.1f}x bf16")):
+        metric = record.metrics.get(name)
+        if metric is not None and metric.value is not None:
+            parts.append(text.format(metric.value))
+    return parts
+
+
+def _perplexity(metric: Metric) -> str:
+    text = f"ppl {metric.value:.3f}"
+    delta = metric.delta
+    if delta is None or delta.kind != "ratio":
+        return text
+    value, lo, hi = (100 * (number - 1) for number in (delta.value, delta.lo, delta.hi))
+    return f"{text} ({value:+.1f} % [{lo:.1f}, {hi:.1f}])"
+
+
+def duration(seconds: float) -> str:
+    """``14 s``, ``3 min``, ``1 h 20 min``."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s" if seconds >= 9.5 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

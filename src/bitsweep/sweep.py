@@ -1,0 +1,281 @@
+"""Which points a multirun really launches, and what its points share while it lasts.
+
+:func:`survey` composes, validates and prepares every point before the first one starts.
+A :class:`Session` is Hydra's task function: it holds the artifacts, runs a point, says how it went.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from bitsweep import config, tracking
+from bitsweep.artifacts import Artifacts, cache_root
+from bitsweep.compose import CONFIG_NAME, hydra_app, one_line_errors
+from bitsweep.config import AXES, Job, command_line
+from bitsweep.errors import Refused, UserError
+from bitsweep.grid import expand
+from bitsweep.progress import Progress
+from bitsweep.record import Record
+from bitsweep.store import Store
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from bitsweep.run import Prepared
+
+Fate = Literal["run", "done", "refused", "merged"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One point of a grid and what becomes of it; ``reason`` says why it is not launched."""
+
+    overrides: list[str]
+    job: Job
+    fate: Fate
+    reason: str = ""
+    prepared: Prepared | None = None
+
+    @property
+    def label(self) -> str:
+        return str(self.job.point.columns()["label"])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a launched point ended in; it travels back from whatever launcher ran it."""
+
+    label: str
+    records: list[Record]
+    wall_s: float
+    error: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self.error is not None or any(r.status == "failed" for r in self.records)
+
+
+def survey(
+    config_loader: Any, master: DictConfig, arguments: Sequence[str], artifacts: Artifacts
+) -> list[Candidate]:
+    """Every point of the sweep with its fate. Nothing is measured and nothing written.
+
+    Raises:
+        UserError: a point's configuration is wrong; the first one found.
+    """
+    from omegaconf import OmegaConf
+
+    grids = OmegaConf.to_container(master, resolve=False).get("grids")  # type: ignore[union-attr]
+    seen: dict[str, Candidate] = {}
+    checked: set[str] = set()
+    found = []
+    for overrides in expand(grids, arguments, config_loader):
+        with one_line_errors():
+            composed = config_loader.load_sweep_config(master, overrides)
+        job = config.job(composed, command_line("run", _typed(overrides)))
+        _check_once(job, artifacts, checked)
+        candidate = _judge(overrides, job, artifacts, seen)
+        if candidate.prepared is not None:
+            seen.setdefault(_name(candidate.prepared), candidate)
+        found.append(candidate)
+    return found
+
+
+def _typed(overrides: Sequence[str]) -> list[str]:
+    return [item for item in overrides if not item.startswith("hydra")]
+
+
+def _check_once(job: Job, artifacts: Artifacts, checked: set[str]) -> None:
+    """Look at the machine once for all points that ask it the same questions."""
+    point = job.point
+    key = repr((point.model.device, point.data, point.folder, point.method.calibrated))
+    key += repr(point.calibration) * point.method.calibrated
+    if key not in checked:
+        config.check(job, artifacts)
+        checked.add(key)
+
+
+def _judge(
+    overrides: list[str], job: Job, artifacts: Artifacts, seen: dict[str, Candidate]
+) -> Candidate:
+    from bitsweep.run import prepare
+
+    _set_threads(job)
+    try:
+        prepared = prepare(job.point, artifacts)
+    except Refused as reason:
+        return Candidate(overrides, job, "refused", str(reason))
+    twin = seen.get(_name(prepared))
+    if twin is not None:
+        reason = f"same point as {twin.label}: {_difference(job, twin.job)}"
+        return Candidate(overrides, job, "merged", reason, prepared)
+    store = Store(job.point.folder)
+    done = all(store.done(run_id) for run_id in prepared.run_ids.values()) and not job.force
+    return Candidate(overrides, job, "done" if done else "run", "", prepared)
+
+
+def _name(prepared: Prepared) -> str:
+    return " ".join([prepared.point_id, *prepared.run_ids.values()])
+
+
+def _difference(job: Job, other: Job) -> str:
+    """Why two configurations are one point: ``hqq ignores symmetric``."""
+    one, two = job.point, other.point
+    differ = [axis for axis in AXES if _axis(one, axis) != _axis(two, axis)]
+    differ += ["policy"] * (one.policy.name != two.policy.name)
+    ignored = [axis for axis in differ if axis in one.method.ignores]
+    if differ and ignored == differ:
+        return f"{one.method_name} ignores {', '.join(differ)}"
+    if differ:
+        return f"{', '.join(differ)} makes no difference to this model's plan"
+    return "listed twice"
+
+
+def _axis(point: Any, axis: str) -> Any:
+    return getattr(point.spec if hasattr(point.spec, axis) else point, axis)
+
+
+def _set_threads(job: Job) -> None:
+    if job.threads is not None:
+        import torch
+
+        torch.set_num_threads(job.threads)
+
+
+@dataclass
+class Session:
+    """What the points of one launch share. Calling it runs one point (Hydra's task function)."""
+
+    artifacts: Artifacts = field(default_factory=lambda: Artifacts(cache_root()))
+    progress: Progress = field(default_factory=Progress)
+    candidates: list[Candidate] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    _mirrors: dict[str, tracking.Mirror] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A launcher that starts processes gives each its own artifacts over the same cache."""
+        return {**self.__dict__, "artifacts": Artifacts(self.artifacts.root), "_mirrors": {}}
+
+    def choose(
+        self, config_loader: Any, master: DictConfig, arguments: Sequence[str]
+    ) -> list[list[str]]:
+        """The overrides of the points to launch; refused ones become rows now."""
+        from bitsweep.run import refused_record
+
+        started = time.perf_counter()
+        self.candidates = survey(config_loader, master, arguments, self.artifacts)
+        for candidate in self.candidates:
+            if candidate.fate == "refused":
+                record = refused_record(candidate.job.point, candidate.reason)
+                store = Store(candidate.job.point.folder)
+                known = store.get(record.run_id)
+                if known is None or known.reason != record.reason:
+                    store.put(record, [])
+        todo = [candidate for candidate in self.candidates if candidate.fate == "run"]
+        self.progress.begin(self.candidates, time.perf_counter() - started)
+        return [candidate.overrides for candidate in todo]
+
+    def __call__(self, task_config: DictConfig) -> Outcome:
+        """Run one composed point; whatever goes wrong is its Outcome's, the sweep goes on."""
+        from hydra.core.hydra_config import HydraConfig
+        from omegaconf import OmegaConf
+
+        hydra = HydraConfig.get()
+        overrides = [str(item) for item in hydra.overrides.task]
+        values = OmegaConf.to_container(task_config, resolve=True)
+        taken = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
+        assert isinstance(values, dict)
+        plain = {str(key): value for key, value in values.items()}
+        return self.execute(config.parse(plain, taken, command_line("run", _typed(overrides))))
+
+    def execute(self, job: Job) -> Outcome:
+        """Run the missing Records of one valid point, mirror them, print its line."""
+        from bitsweep import run
+
+        _set_threads(job)
+        label = str(job.point.columns()["label"])
+        store = Store(job.point.folder)
+        new = self._missing(job, store)
+        started = time.perf_counter()
+        self.progress.start(label)
+        try:
+            records = run.execute(
+                job.point, self.artifacts, store, job.force, progress=self.progress.stage
+            )
+            outcome = Outcome(label, records, time.perf_counter() - started)
+        except UserError as mistake:
+            outcome = Outcome(label, [], time.perf_counter() - started, str(mistake))
+        mirror = self._mirror(job)
+        for record in outcome.records:
+            if record.run_id in new:
+                mirror.log(record)
+        self.outcomes.append(outcome)
+        self.progress.end(outcome, time.perf_counter() - started)
+        return outcome
+
+    def single(self, job: Job) -> list[Record]:
+        """One point by itself: its Records.
+
+        Raises:
+            UserError: also for a point that can not exist, of which nothing is written.
+        """
+        candidate = self.settle(job)
+        if candidate.fate == "refused":
+            raise UserError(candidate.reason)
+        outcome = self.execute(job)
+        if outcome.error is not None:
+            raise UserError(outcome.error)
+        return outcome.records
+
+    def settle(self, job: Job) -> Candidate:
+        """Check one point and say what becomes of it."""
+        config.check(job, self.artifacts)
+        candidate = _judge([], job, self.artifacts, {})
+        self.candidates = [candidate]
+        return candidate
+
+    def finish(self, outcomes: Sequence[Outcome]) -> None:
+        """Take in outcomes that came back from another process."""
+        known = {id(outcome) for outcome in self.outcomes}
+        self.outcomes += [outcome for outcome in outcomes if id(outcome) not in known]
+
+    def mirror_report(self, report: Any) -> None:
+        """Show the tracker what the sweep ended in."""
+        if self.candidates:
+            self._mirror(self.candidates[0].job).report(report)
+
+    @property
+    def failed(self) -> list[Outcome]:
+        return [outcome for outcome in self.outcomes if outcome.failed]
+
+    def _missing(self, job: Job, store: Store) -> set[str]:
+        """The run_ids that this launch will measure."""
+        from bitsweep.run import prepare
+
+        try:
+            run_ids = prepare(job.point, self.artifacts).run_ids.values()
+        except (Refused, UserError):
+            return set()  # execute says what is wrong
+        return {run_id for run_id in run_ids if job.force or not store.done(run_id)}
+
+    def _mirror(self, job: Job) -> tracking.Mirror:
+        key = repr(job.tracker)
+        if key not in self._mirrors:
+            self._mirrors[key] = tracking.open(job.tracker, self.progress.warn)
+        return self._mirrors[key]
+
+
+
+def launch(overrides: Sequence[str], session: Session, extra_dir: str | None = None) -> Session:
+    """Sweep: compose, choose, launch, through the configured Hydra sweeper and launcher.
+
+    Raises:
+        UserError: a mistake in any point, before the first one starts.
+    """
+    lines = [*overrides, "hydra.mode=MULTIRUN"]
+    with hydra_app(overrides, extra_dir) as hydra, one_line_errors():
+        hydra.multirun(config_name=CONFIG_NAME, task_function=session, overrides=lines)
+    return session

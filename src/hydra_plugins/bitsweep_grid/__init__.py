@@ -1,0 +1,1 @@
+"""Hydra's sweeper for grids whose points may be impossible, equal, or done already."""
