@@ -1,0 +1,28 @@
+"""Packing: exact for every width and count, and laid out as the page says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bitsweep.packing import pack, packed_bytes, unpack
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1001])
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_unpacking_gives_back_every_code(bits: int, count: int) -> None:
+    codes = torch.arange(count).mul(37).remainder(2**bits).to(torch.uint8)
+    packed = pack(codes, bits)
+    assert packed.numel() == packed_bytes(count, bits) == -(-count * bits // 8)
+    assert torch.equal(unpack(packed, bits, count), codes)
+
+
+def test_three_bit_codes_follow_each_other_from_the_lowest_bit() -> None:
+    codes = torch.tensor([0b001, 0b010, 0b111], dtype=torch.uint8)
+    #              code 2's low bits | code 1 | code 0      code 2's high bit
+    assert pack(codes, 3).tolist() == [0b11_010_001, 0b1]
+
+
+def test_a_code_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="code of 4 does not fit 2 bits"):
+        pack(torch.tensor([4], dtype=torch.uint8), 2)
