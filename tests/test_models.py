@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ import tiny
 import torch
 import yaml
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from bitsweep import models
@@ -451,6 +454,59 @@ def test_blocks_of_a_model_larger_than_the_gpu_visit_it_and_go_home(tmp_path, mo
     assert [tensor.data_ptr() for tensor in block.parameters()] == home
 
 
+# --- the hub --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Path:
+    """A stand-in for the hub: one model, whose fetched files land in a snapshot folder."""
+    remote = tiny.llama(tmp_path / "remote")
+
+    def snapshot_download(hub_id: str, allow_patterns: list[str], **_: Any) -> str:
+        if hub_id != "org/model":
+            raise ConnectionError("no network")
+        folder = tmp_path / "snapshots" / "0123abc"
+        folder.mkdir(parents=True, exist_ok=True)
+        for pattern in allow_patterns:
+            for file in remote.glob(pattern):
+                shutil.copy(file, folder)
+        return str(folder)
+
+    def model_info(self: Any, hub_id: str, revision: str, **_: Any) -> SimpleNamespace:
+        assert (hub_id, revision) == ("org/model", "0123abc")
+        sha = hashlib.sha256((remote / "model.safetensors").read_bytes()).hexdigest()
+        return SimpleNamespace(
+            siblings=[
+                SimpleNamespace(rfilename="model.safetensors", lfs=SimpleNamespace(sha256=sha)),
+                SimpleNamespace(rfilename="config.json", lfs=None),
+            ]
+        )
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    return remote
+
+
+def test_a_hub_checkpoint_is_named_without_downloading_its_weights(hub, tmp_path) -> None:
+    source = ModelSource("m", "org/model", revision="main")
+    skeleton = models.skeleton(source, Artifacts(None))
+    assert not (tmp_path / "snapshots" / "0123abc" / "model.safetensors").exists()
+    assert skeleton.checkpoint == models.load(source, Artifacts(None)).checkpoint
+    local = models.load(ModelSource("m", str(hub)), Artifacts(None))
+    assert skeleton.checkpoint == local.checkpoint
+
+
+def test_a_hub_checkpoint_of_pickles_only_is_refused_before_any_download(hub, monkeypatch) -> None:
+    pickles = [SimpleNamespace(rfilename="pytorch_model.bin", lfs=SimpleNamespace(sha256="0"))]
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(siblings=pickles)
+    )
+    (hub / "model.safetensors").unlink()
+    line = refusal(ModelSource("m", "org/model"))
+    assert "revision main has no safetensors (pytorch_model.bin)" in line
+    assert "model.revision=refs/pr/NUMBER" in line
+
+
 # --- what a user can get wrong ------------------------------------------------------------------
 
 
@@ -553,11 +609,24 @@ def test_code_of_a_checkpoint_runs_only_when_trusted(tmp_path) -> None:
         ("t5", "encoder-decoder"),
         ("no_such_type", "model_type 'no_such_type'"),
         ("vit", "no causal language model"),
-        ("mamba", "decoders of attention and feed-forward layers"),
+        ("mamba", "decoders whose blocks hold attention and feed-forward layers"),
     ],
 )
 def test_what_is_no_decoder_of_attention_blocks_is_refused(model_type, expected, tmp_path) -> None:
     assert expected in refusal(edited(tmp_path, model_type=model_type, architectures=None))
+
+
+def test_a_model_that_looks_ahead_is_refused(tmp_path) -> None:
+    config = AutoConfig.for_model("bert", vocab_size=264, hidden_size=32, num_hidden_layers=2)
+    config.update({"num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 9})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = AutoModelForCausalLM.from_config(config)
+        for parameter in module.parameters():
+            nn.init.normal_(parameter)
+    module.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    assert "looks at later tokens" in refusal(ModelSource("m", str(tmp_path)))
 
 
 def test_a_mixture_of_experts_is_refused_naming_an_expert(tmp_path) -> None:

@@ -41,6 +41,7 @@ def load(source: ModelSource, artifacts: Artifacts) -> Model:
         if source.untie:
             untie(module)
         _place(module, bare.anatomy, bare.device)
+        _check_causal(module, bare.device, source.path)
         return replace(bare, module=module, checkpoint=checkpoint, tied=is_tied(module))
 
     return artifacts.remember("model", key, make)
@@ -161,6 +162,22 @@ def _place(module: PreTrainedModel, anatomy: Anatomy, device: torch.device) -> N
         module.to(device)
     else:
         live_on_cpu(module, anatomy.blocks, device)
+
+
+@torch.inference_mode()
+def _check_causal(module: PreTrainedModel, device: torch.device, path: str) -> None:
+    """Refuse a model that looks ahead (BERT): its perplexity would mean nothing.
+
+    Two texts that differ in their second token only must agree on what follows the first.
+    """
+    ids = torch.tensor([[1, 2], [1, 3]], device=device)
+    with _quiet():
+        first, second = module(input_ids=ids, use_cache=False).logits[:, 0].float()
+    if not torch.allclose(first, second, rtol=1e-2, atol=1e-2, equal_nan=True):
+        raise UserError(
+            f"model.path={path}: {type(module).__name__} looks at later tokens, so it is no causal "
+            "language model; bitsweep takes decoder-only language models"
+        )
 
 
 def _dtype(source: ModelSource) -> torch.dtype:

@@ -53,13 +53,16 @@ def dissect(module: PreTrainedModel, path: str) -> Anatomy:
             "bitsweep takes decoder-only language models"
         ) from error
     graph = _Graph(module, traced, blocks)
-    roles = {**graph.roles(), **_ends(module, path)}
-    missing = [role for role in ("attention.out", "ffn.down") if role not in roles.values()]
-    if missing:
-        raise UserError(
-            f"model.path={path}: {type(module).__name__} has no {' and no '.join(missing)} in its "
-            "blocks; bitsweep takes decoders of attention and feed-forward layers"
-        )
+    in_blocks = graph.roles()
+    for index, block in enumerate(blocks):
+        held = {role for name, role in in_blocks.items() if graph.block[name] == index}
+        for role in ("attention.out", "ffn.down"):
+            if role not in held:
+                raise UserError(
+                    f"model.path={path}: {block} of {type(module).__name__} has no {role}; "
+                    "bitsweep takes decoders whose blocks hold attention and feed-forward layers"
+                )
+    roles = {**in_blocks, **_ends(module, path)}
     layers = {
         name: Layer(
             name=name,
@@ -81,35 +84,57 @@ class _Graph:
     def __init__(self, module: PreTrainedModel, traced: Trace, blocks: list[str]) -> None:
         self.trace = traced
         self.modules = dict(module.named_modules())
-        self.block = {
+        self.inside = {
             name: index
             for index, block in enumerate(blocks)
             for name in traced.order
-            if name.startswith(f"{block}.") and _is_linear(self.modules[name])
+            if name.startswith(f"{block}.")
+        }
+        self.block = {n: i for n, i in self.inside.items() if _is_linear(self.modules[n])}
+        self.immovable = {
+            stamp
+            for stamps in traced.inputs.values()
+            for stamp, passes in stamps.items()
+            if not passes
         }
 
-    def before(self, name: str) -> Stamps:
-        """The stamps on the input of a node; a norm's own input is looked at through it."""
+    def before(self, name: str, across_residual: bool) -> Stamps:
+        """The stamps on the input of a node, and through norms, on those norms' inputs.
+
+        A norm that reads the residual stream sees nodes of other blocks too. One inside attention
+        or feed-forward (BitNet's, Qwen 3's) does not. ``across_residual``: look through both.
+        """
         seen: Stamps = {}
         todo = [name]
         while todo:
-            for (node, part), passes in self.trace.inputs[todo.pop()].items():
-                if (node, part) in seen:
-                    continue
-                seen[node, part] = passes
-                if node in self.modules and is_norm(self.modules[node]):
-                    todo.append(node)
+            node = todo.pop()
+            stamps = self.trace.inputs[node]
+            if node != name and not across_residual and self._reads_residual(node):
+                continue
+            for stamp, passes in stamps.items():
+                if stamp not in seen:
+                    seen[stamp] = passes
+                    if stamp[0] in self.modules and is_norm(self.modules[stamp[0]]):
+                        todo.append(stamp[0])
         return seen
 
-    def feeders(self, name: str) -> list[str]:
+    def feeders(self, name: str, across_residual: bool = False) -> list[str]:
         """The linear layers of the same block that come right before this one."""
         block = self.block[name]
-        nodes = dict.fromkeys(node for node, _ in self.before(name))
+        nodes = dict.fromkeys(node for node, _ in self.before(name, across_residual))
         return [node for node in nodes if self.block.get(node) == block]
+
+    def _reads_residual(self, name: str) -> bool:
+        nodes = {node for node, _ in self.trace.inputs[name]} - {ATTENTION}
+        return any(self.inside.get(node) != self.inside.get(name) for node in nodes)
 
     def roles(self) -> dict[str, Role]:
         """The role of each linear layer that lies in a block."""
-        outs = [name for name in self.block if (ATTENTION, 0) in self.before(name)]
+        outs = [
+            name
+            for name in self.block
+            if any(node == ATTENTION for node, _ in self.before(name, across_residual=False))
+        ]
         roles: dict[str, Role] = dict.fromkeys(outs, "attention.out")
         todo = list(outs)
         while todo:
@@ -122,7 +147,8 @@ class _Graph:
             fed_by = [node for node in self.feeders(name) if node in rest]
             if fed_by:
                 roles[name] = "ffn.down"
-                passing = {node for (node, _), passes in self.before(name).items() if passes}
+                before = self.before(name, across_residual=False)
+                passing = {node for (node, _), passes in before.items() if passes}
                 for node in fed_by:
                     is_gate = len(fed_by) > 1 and node not in passing
                     roles.setdefault(node, "ffn.gate" if is_gate else "ffn.up")
@@ -132,8 +158,9 @@ class _Graph:
         """Per block, its linear layers by how many of the block's layers must run before them."""
         depth: dict[str, int] = {}
         stages: list[list[list[str]]] = [[] for _ in range(count)]
-        for name in sorted(self.block, key=self.trace.order.index):
-            depth[name] = 1 + max((depth[node] for node in self.feeders(name)), default=-1)
+        for name in (node for node in self.trace.order if node in self.block):
+            feeders = self.feeders(name, across_residual=True)
+            depth[name] = 1 + max((depth[node] for node in feeders), default=-1)
             groups = stages[self.block[name]]
             while len(groups) <= depth[name]:
                 groups.append([])
@@ -147,11 +174,8 @@ class _Graph:
             self.modules[passing[0][0]], nn.Embedding
         ):
             return None
-        for stamps in self.trace.inputs.values():
-            for stamp in passing:
-                if not stamps.get(stamp, True):
-                    return None  # seen elsewhere in a way that the factor cannot follow
-        return passing[0][0]
+        # A norm whose output also joins the residual stream: a factor could not follow it there.
+        return None if self.immovable & set(passing) else passing[0][0]
 
 
 def _find_blocks(module: PreTrainedModel, path: str) -> list[str]:

@@ -57,11 +57,12 @@ class Trace:
 
 def is_norm(module: nn.Module) -> bool:
     """A leaf whose parameters are vectors: LayerNorm and every RMSNorm, by what they are."""
-    parameters = list(module.parameters(recurse=False))
+    weight = module._parameters.get("weight")
     return (
-        bool(parameters)
+        weight is not None
+        and weight.numel() > 1
         and next(module.children(), None) is None
-        and all(parameter.ndim == 1 for parameter in parameters)
+        and all(parameter.ndim == 1 for parameter in module.parameters())
     )
 
 
