@@ -496,6 +496,18 @@ def test_a_hub_checkpoint_is_named_without_downloading_its_weights(hub, tmp_path
     assert skeleton.checkpoint == local.checkpoint
 
 
+def test_the_hub_is_asked_once_for_all_points_of_a_sweep(hub, monkeypatch) -> None:
+    store, source = Artifacts(None), ModelSource("m", "org/model")
+    model = models.load(source, store)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("the hub was asked again")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", fail)
+    assert models.load(source, store) is model
+
+
 def test_a_hub_checkpoint_of_pickles_only_is_refused_before_any_download(hub, monkeypatch) -> None:
     pickles = [SimpleNamespace(rfilename="pytorch_model.bin", lfs=SimpleNamespace(sha256="0"))]
     monkeypatch.setattr(
@@ -526,7 +538,7 @@ def refusal(source: ModelSource) -> str:
         ({"device": "tpu"}, "model.device=tpu: no such device; cpu or cuda"),
         ({"path": "./nowhere"}, "model.path=./nowhere: no such folder"),
         ({"path": "org/no-such-model"}, "model.path=org/no-such-model: no such folder here, and"),
-        ({"path": "pkg:nothing"}, "model.path=pkg:nothing: this package holds no such model"),
+        ({"path": "pkg:nothing"}, "model.path=pkg:nothing: no folder "),
     ],
 )
 def test_a_value_that_cannot_be_followed_is_named_with_what_would_work(

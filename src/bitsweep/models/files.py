@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitsweep.artifacts import digest, file_digest
+from bitsweep.artifacts import Artifacts, digest, file_digest
 from bitsweep.errors import UserError
 from bitsweep.models.source import ModelSource
 
@@ -75,10 +75,11 @@ class Files:
         return digest({name: file_digest(self.folder / name) for name in found})
 
 
-def locate(source: ModelSource, weights: bool) -> Files:
+def locate(source: ModelSource, weights: bool, artifacts: Artifacts) -> Files:
     """The folder of ``source``: given, inside this package, or fetched from the hub.
 
-    ``weights`` False fetches a hub checkpoint's small files only.
+    ``weights`` False fetches a hub checkpoint's small files only. The hub is asked once for all
+    points of a sweep: a branch that moves meanwhile changes nothing.
 
     Raises:
         UserError: no such folder or hub checkpoint, or no config.json in it.
@@ -88,11 +89,13 @@ def locate(source: ModelSource, weights: bool) -> Files:
     if path.startswith("pkg:"):
         folder = Path(__file__).parents[1] / path.removeprefix("pkg:") / "model"
         if not folder.is_dir():
-            raise UserError(f"model.path={path}: this package holds no such model; pkg:reference")
+            raise UserError(
+                f"model.path={path}: no folder {folder}; the model in this package is pkg:reference"
+            )
     elif (folder := Path(path).expanduser()).is_dir():
         pass
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) and not path.startswith("."):
-        folder, hub_id = _fetch(source, weights), path
+        folder, hub_id = _snapshot(source, weights, artifacts), path
     else:
         raise UserError(
             f"model.path={path}: no such folder (from {Path.cwd()}); give a folder that holds "
@@ -108,7 +111,7 @@ def locate(source: ModelSource, weights: bool) -> Files:
     return Files(folder.resolve(), config, hub_id)
 
 
-def digests(files: Files, source: ModelSource) -> list[str]:
+def digests(files: Files, source: ModelSource, artifacts: Artifacts) -> list[str]:
     """SHA-256 of each weights file; of files that are still on the hub, as the hub states them."""
     paths = files.weights(source.path)
     if files.hub_id is None or all(path.exists() for path in paths):
@@ -118,11 +121,16 @@ def digests(files: Files, source: ModelSource) -> list[str]:
             raise UserError(
                 f"model.path={source.path}: cannot read {error.filename}: {error.strerror}"
             ) from error
+    commit = {"hub_id": files.hub_id, "commit": files.folder.name}
+    return artifacts.remember("hub_digests", commit, lambda: _stated(paths, files, source))
+
+
+def _stated(paths: Sequence[Path], files: Files, source: ModelSource) -> list[str]:
     from huggingface_hub import HfApi
 
     try:
         info = HfApi().model_info(
-            files.hub_id, revision=files.folder.name, files_metadata=True, timeout=20
+            source.path, revision=files.folder.name, files_metadata=True, timeout=20
         )
     except Exception as error:
         raise _unreachable(source, error) from error
@@ -133,16 +141,27 @@ def digests(files: Files, source: ModelSource) -> list[str]:
     return hashes
 
 
-def _fetch(source: ModelSource, weights: bool) -> Path:
+def _snapshot(source: ModelSource, weights: bool, artifacts: Artifacts) -> Path:
+    key = {"hub_id": source.path, "revision": source.revision}
+    small: Path = artifacts.remember(
+        "hub_small", key, lambda: _fetch(source, source.revision, SMALL)
+    )
+    if not weights:
+        return small
+    everything = [*SMALL, "*.safetensors"]
+    return artifacts.remember("hub_all", key, lambda: _fetch(source, small.name, everything))
+
+
+def _fetch(source: ModelSource, revision: str | None, patterns: list[str]) -> Path:
+    """The folder of a commit, named by it, with the files of its top level that match."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
-    patterns = [*SMALL, "*.safetensors"] if weights else SMALL
     disable_progress_bars()
     try:
         folder = snapshot_download(
             source.path,
-            revision=source.revision,
+            revision=revision,
             allow_patterns=patterns,
             ignore_patterns=["*/*"],
             etag_timeout=10,

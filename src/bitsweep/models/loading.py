@@ -31,8 +31,8 @@ A larger model stays on the CPU and its blocks visit the GPU."""
 def load(source: ModelSource, artifacts: Artifacts) -> Model:
     """See :func:`bitsweep.models.load`."""
     bare = skeleton(source, artifacts)
-    found = files.locate(source, weights=True)
-    checkpoint = found.checkpoint(files.digests(found, source))
+    found = files.locate(source, weights=True, artifacts=artifacts)
+    checkpoint = found.checkpoint(files.digests(found, source, artifacts))
     key = {"source": plain(source), "checkpoint": checkpoint}
 
     def make() -> Model:
@@ -50,8 +50,8 @@ def load(source: ModelSource, artifacts: Artifacts) -> Model:
 def skeleton(source: ModelSource, artifacts: Artifacts) -> Model:
     """See :func:`bitsweep.models.skeleton`."""
     dtype, device = _dtype(source), _device(source)
-    found = files.locate(source, weights=False)
-    checkpoint = found.checkpoint(files.digests(found, source))
+    found = files.locate(source, weights=False, artifacts=artifacts)
+    checkpoint = found.checkpoint(files.digests(found, source, artifacts))
     tokenizer_sha256 = found.tokenizer_sha256()
     key = {"source": plain(source), "checkpoint": checkpoint, "tokenizer": tokenizer_sha256}
 
