@@ -125,11 +125,11 @@ def experiment_overrides(name: str) -> list[str]:
     return [f"+{EXPERIMENTS}={name}", f"experiment={name}"]
 
 
-def compose(overrides: Sequence[str]) -> DictConfig:
+def compose(overrides: Sequence[str], extra_dir: str | None = None) -> DictConfig:
     """One point's configuration, with Hydra's own node (``hydra.runtime.choices``) in it."""
     from hydra.types import RunMode
 
-    with hydra_app(overrides) as hydra, one_line_errors():
+    with hydra_app(overrides, extra_dir) as hydra, one_line_errors():
         return hydra.config_loader.load_configuration(
             config_name=CONFIG_NAME, overrides=list(overrides), run_mode=RunMode.RUN
         )
@@ -140,6 +140,9 @@ def plain_config(config: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
     from omegaconf import DictConfig, OmegaConf
 
     with one_line_errors():
+        for missing in sorted(OmegaConf.missing_keys(config)):
+            if not missing.startswith("hydra."):
+                raise UserError(f"{missing}: must be given; write {missing}=VALUE")
         taken = OmegaConf.to_container(config.hydra.runtime.choices)
         bare = DictConfig({k: v for k, v in config.items_ex(resolve=False) if k != "hydra"})
         values = OmegaConf.to_container(bare, resolve=True)
@@ -195,7 +198,7 @@ def _no_such_key(key: str, given: str, cause: BaseException | None) -> str:
     parent = getattr(cause, "parent_node", None)
     siblings = [str(k) for k in parent] if isinstance(parent, Mapping) or parent else []
     siblings = [name for name in siblings if name != "hydra"]
-    head, dot, last = key.rpartition(".")
+    head, dot, _ = key.rpartition(".")
     near = [f"{head}{dot}{name}" for name in siblings]
     guess = nearest(key, near) or (choices(near) if head else "")
     return f"{given}: no such key{guess}"

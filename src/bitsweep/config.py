@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitsweep.axes import AXES, KNOWN, RUN_KEYS, axis_choices
 from bitsweep.compose import choices as choices_text
-from bitsweep.compose import compose, conf_dir, nearest, plain_config
+from bitsweep.compose import compose, conf_dir, group_files, nearest, plain_config
 from bitsweep.errors import UserError
 from bitsweep.point import Point
-from bitsweep.spec import MISFITS, SCALE_DTYPES, QuantSpec
+from bitsweep.spec import QuantSpec
 from bitsweep.strict import build, fit, show, target
 
 if TYPE_CHECKING:
@@ -30,26 +31,6 @@ if TYPE_CHECKING:
     from bitsweep.models import ModelSource
     from bitsweep.record import Record
     from bitsweep.tracking import Tracker
-
-GROUPS = ("model", "data", "method", "policy", "calibration", "probes", "tracker")
-AXES: dict[str, Any] = {
-    "bits": float,
-    "group_size": int,
-    "format": str,
-    "symmetric": bool,
-    "scale_dtype": str,
-    "misfit": str,
-    "engine": str,
-    "seed": int,
-}
-RUN_KEYS: dict[str, Any] = {
-    "experiment": str,
-    "results_dir": str,
-    "force": bool,
-    "threads": int | None,
-    "plugins": list[str],
-}
-KNOWN = (*GROUPS, *AXES, *RUN_KEYS, "grids")
 
 
 @dataclass(frozen=True)
@@ -111,14 +92,12 @@ def parse(values: Mapping[str, Any], taken: Mapping[str, str], command: str = ""
 
 
 def check(job: Job, artifacts: Artifacts) -> None:
-    """What needs a look at the machine: device, texts, place of the results. Loads no model.
+    """What needs a look at the machine: device and texts. Loads no model, writes nothing.
 
     Raises:
-        UserError: no such GPU, a text that is missing, results that can not be written, or
-            calibration on the text that is measured.
+        UserError: no such GPU, a text that is missing, or calibration on the measured text.
     """
     from bitsweep.data import check_calibration
-    from bitsweep.store import Store
 
     point = job.point
     check_device(point.model.device)
@@ -131,7 +110,6 @@ def check(job: Job, artifacts: Artifacts) -> None:
             )
         point.calibration.source.check()
         check_calibration(point.calibration.source, point.data, artifacts)
-    Store(point.folder).prepare()
 
 
 def check_device(device: str) -> None:
@@ -167,28 +145,6 @@ def command_line(verb: str, overrides: Sequence[str]) -> str:
     return shlex.join(["bitsweep", verb, *overrides])
 
 
-def axis_choices() -> dict[str, Sequence[str]]:
-    """Choices of the axes that are words; families of formats and engines are files on disk."""
-    package = Path(__file__).parent
-    return {
-        "format": _modules(package / "formats"),
-        "scale_dtype": SCALE_DTYPES,
-        "misfit": MISFITS,
-        "engine": ["auto", *engine_names()],
-    }
-
-
-def engine_names() -> list[str]:
-    """The engines that ``engine=`` takes: one YAML each where there are some, else one file."""
-    folder = conf_dir() / "engine"
-    yaml = sorted(path.stem for path in folder.glob("*.yaml"))
-    return yaml or _modules(Path(__file__).parent / "engines")
-
-
-def _modules(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("[!_]*.py"))
-
-
 def _check_axes(axes: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     for key, known in axis_choices().items():
         if axes[key] not in known:
@@ -211,14 +167,8 @@ def _check_axes(axes: Mapping[str, Any], run: Mapping[str, Any]) -> None:
 def _mapping(key: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
     value = values.get(key)
     if not isinstance(value, Mapping):
-        raise UserError(f"{key}={show(value)}: takes one of {', '.join(group_names(key))}")
+        raise UserError(f"{key}={show(value)}: takes one of {', '.join(group_files(key))}")
     return value
-
-
-def group_names(group: str) -> list[str]:
-    from bitsweep.compose import group_files
-
-    return list(group_files(group))
 
 
 def _whole(bits: float) -> float:
@@ -274,7 +224,11 @@ def _calibration(name: str, value: Mapping[str, Any], data: Data) -> Calibration
         if key not in known:
             raise UserError(f"calibration.{key}: no such key{nearest(key, known)}")
     given = value.get("source")
-    source = (data.calibration or TextSource("none", path="")) if given is None else make_text(name, given)
+    source = (
+        (data.calibration or TextSource("none", path=""))
+        if given is None
+        else make_text(name, given)
+    )
     rest = {key: item for key, item in value.items() if key != "source"}
     windows = fit("calibration.windows", rest.get("windows", 128), int)
     window = fit("calibration.window", rest.get("window"), int | None)

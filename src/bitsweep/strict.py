@@ -52,7 +52,7 @@ def build(cls: type[T], where: str, value: Mapping[str, Any]) -> T:
     Raises:
         UserError: an unknown or missing key, or a value of another type than the field's.
     """
-    fields = {item.name: item for item in dataclasses.fields(cls) if item.init}  # type: ignore[arg-type]
+    fields = {item.name: item for item in dataclasses.fields(cls) if item.init}
     for key in value:
         if key not in fields:
             known = list(fields)
@@ -135,7 +135,7 @@ def _hints(cls: type) -> dict[str, Any]:
     try:
         return typing.get_type_hints(cls)
     except NameError:
-        return {item.name: Any for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        return {item.name: Any for item in dataclasses.fields(cls)}
 
 
 def describe(hint: Any) -> str:

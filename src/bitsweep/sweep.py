@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bitsweep import config, tracking
 from bitsweep.artifacts import Artifacts, cache_root
+from bitsweep.axes import AXES
 from bitsweep.compose import CONFIG_NAME, hydra_app, one_line_errors
-from bitsweep.config import AXES, Job, command_line
+from bitsweep.config import Job, command_line
 from bitsweep.errors import Refused, UserError
 from bitsweep.grid import expand
 from bitsweep.progress import Progress
@@ -106,8 +107,8 @@ def _judge(
     _set_threads(job)
     try:
         prepared = prepare(job.point, artifacts)
-    except Refused as reason:
-        return Candidate(overrides, job, "refused", str(reason))
+    except Refused as refusal:
+        return Candidate(overrides, job, "refused", str(refusal))
     twin = seen.get(_name(prepared))
     if twin is not None:
         reason = f"same point as {twin.label}: {_difference(job, twin.job)}"
@@ -167,6 +168,8 @@ class Session:
 
         started = time.perf_counter()
         self.candidates = survey(config_loader, master, arguments, self.artifacts)
+        for folder in {candidate.job.point.folder for candidate in self.candidates}:
+            Store(folder).prepare()
         for candidate in self.candidates:
             if candidate.fate == "refused":
                 record = refused_record(candidate.job.point, candidate.reason)
@@ -193,7 +196,7 @@ class Session:
 
     def execute(self, job: Job) -> Outcome:
         """Run the missing Records of one valid point, mirror them, print its line."""
-        from bitsweep import run
+        from bitsweep.run import execute
 
         _set_threads(job)
         label = str(job.point.columns()["label"])
@@ -202,7 +205,7 @@ class Session:
         started = time.perf_counter()
         self.progress.start(label)
         try:
-            records = run.execute(
+            records = execute(
                 job.point, self.artifacts, store, job.force, progress=self.progress.stage
             )
             outcome = Outcome(label, records, time.perf_counter() - started)
@@ -225,6 +228,7 @@ class Session:
         candidate = self.settle(job)
         if candidate.fate == "refused":
             raise UserError(candidate.reason)
+        Store(job.point.folder).prepare()
         outcome = self.execute(job)
         if outcome.error is not None:
             raise UserError(outcome.error)
@@ -266,7 +270,6 @@ class Session:
         if key not in self._mirrors:
             self._mirrors[key] = tracking.open(job.tracker, self.progress.warn)
         return self._mirrors[key]
-
 
 
 def launch(overrides: Sequence[str], session: Session, extra_dir: str | None = None) -> Session:

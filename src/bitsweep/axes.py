@@ -1,0 +1,58 @@
+"""The keys of a configuration and the choices of those that are words. No torch, no Hydra."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bitsweep.spec import MISFITS, SCALE_DTYPES
+
+GROUPS = ("model", "data", "method", "policy", "calibration", "probes", "tracker")
+AXES: dict[str, Any] = {
+    "bits": float,
+    "group_size": int,
+    "format": str,
+    "symmetric": bool,
+    "scale_dtype": str,
+    "misfit": str,
+    "engine": str,
+    "seed": int,
+}
+RUN_KEYS: dict[str, Any] = {
+    "experiment": str,
+    "results_dir": str,
+    "force": bool,
+    "threads": int | None,
+    "plugins": list[str],
+}
+KNOWN = (*GROUPS, *AXES, *RUN_KEYS, "grids")
+"""Every top-level key."""
+
+
+def axis_choices() -> dict[str, Sequence[str]]:
+    """Choices of the axes that are words; families of formats and engines are files on disk."""
+    return {
+        "format": sorted(files("formats")),
+        "scale_dtype": SCALE_DTYPES,
+        "misfit": MISFITS,
+        "engine": ["auto", "dense", *sorted(engine_files())],
+    }
+
+
+def files(room: str) -> dict[str, Path]:
+    """The modules of one room of the package, by name, without importing them."""
+    folder = Path(__file__).parent / room
+    return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+
+
+def engine_files() -> dict[str, Path]:
+    """The kernel families: ``torch_int4.py`` is one when its class ``TorchInt4`` packs layers."""
+    found = {}
+    for name, path in files("engines").items():
+        text = path.read_text("utf-8")
+        title = name.title().replace("_", "")
+        if re.search(rf"^class {title}\b", text, re.M) and "def pack(self" in text:
+            found[name] = path
+    return found

@@ -1,0 +1,145 @@
+"""``report``, ``show`` and ``list``: the verbs that only read."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from bitsweep import cli
+from bitsweep.axes import engine_files, files
+from bitsweep.commands.launch import Parser, opening, question
+from bitsweep.compose import experiments, group_files, nearest
+from bitsweep.errors import UserError
+from bitsweep.record import Metric, Record
+from bitsweep.store import Store
+
+SHOWN_TEXTS = 3
+SHORTEST_PREFIX = 4
+
+
+def report(argv: list[str]) -> int:
+    """``bitsweep report NAME …``: a NAME is an experiment, or a folder with records in it."""
+    flags = Parser(prog="bitsweep report", add_help=False)
+    flags.add_argument("names", nargs="+")
+    flags.add_argument("--results-dir", type=Path, default=Path("results"))
+    given = flags.parse_args(argv)
+    folders = [_folder(name, given.results_dir) for name in given.names]
+    from bitsweep import report as reports
+
+    written = reports.write(*folders, question=question(folders[0].name))
+    reports.summary(written)
+    return cli.OK
+
+
+def _folder(name: str, results: Path) -> Path:
+    for folder in (results / name, Path(name)):
+        if (folder / "records").is_dir():
+            return folder
+    known = sorted(path.parent.name for path in results.glob("*/records"))
+    there = f"there are {', '.join(known)}" if known else "there is nothing yet"
+    raise UserError(f"report {name}: no Records in {results / name}{nearest(name, known)}; {there}")
+
+
+def show(argv: list[str]) -> int:
+    """``bitsweep show RUN_ID``: what one Record says, from its two files."""
+    flags = Parser(prog="bitsweep show", add_help=False)
+    flags.add_argument("run_id")
+    flags.add_argument("--results-dir", type=Path, default=Path("results"))
+    given = flags.parse_args(argv)
+    if len(given.run_id) < SHORTEST_PREFIX:
+        raise UserError(f"show {given.run_id}: give at least {SHORTEST_PREFIX} digits of the id")
+    stores = [Store(path.parent) for path in sorted(given.results_dir.glob("*/records"))]
+    found = [(store, record) for store in stores for record in store.find(given.run_id)]
+    if not found:
+        raise UserError(f"show {given.run_id}: no such Record below {given.results_dir}")
+    for store, record in found:
+        _show(store, record)
+    return cli.OK
+
+
+def _show(store: Store, record: Record) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{record.point.get('label')}  {record.kind}  {record.status}")
+    console.print(f"run_id    {record.run_id}\npoint_id  {record.point_id}")
+    if record.reason:
+        console.print(f"reason    {record.reason}")
+    for name in ("point", "model", "plan", "calibration", "timings", "provenance"):
+        value = getattr(record, name)
+        if value:
+            console.print(f"{name:<10}{json.dumps(value, ensure_ascii=False, default=str)}")
+    table = Table("metric", "value", "interval", "to full precision", "unit", box=None)
+    for metric in record.metrics.values():
+        table.add_row(*_row(metric))
+    if record.metrics:
+        console.print(table)
+    rows = list(store.details(record.run_id))
+    for row in rows:
+        for layer, became in row.get("plan", {}).items():
+            console.print(f"  {layer:<50}{became}")
+    texts = (row for row in rows if "generations" in row or "output" in row)
+    for row in islice(texts, SHOWN_TEXTS):
+        console.print(json.dumps(row, ensure_ascii=False)[:1500])
+    console.print("")
+
+
+def _row(metric: Metric) -> tuple[str, ...]:
+    if metric.value is None:
+        return metric.name, "", "", str(metric.reason), metric.unit
+    bounds = "" if metric.lo is None or metric.hi is None else f"{metric.lo:.4g} to {metric.hi:.4g}"
+    delta = ""
+    if metric.delta is not None:
+        sign = "×" if metric.delta.kind == "ratio" else "+"
+        delta = f"{sign} {metric.delta.value:.4g} [{metric.delta.lo:.4g}, {metric.delta.hi:.4g}]"
+    return metric.name, f"{metric.value:.6g}", bounds, delta, metric.unit
+
+
+def _yaml(group: str) -> Callable[[], dict[str, str]]:
+    return lambda: {name: opening(path) for name, path in group_files(group).items()}
+
+
+def _modules(paths: Callable[[], dict[str, Path]]) -> Callable[[], dict[str, str]]:
+    return lambda: {name: _docstring(path) for name, path in paths().items()}
+
+
+def _docstring(path: Path) -> str:
+    """The first line of a module's docstring, without importing it (that would import torch)."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+def _probes() -> dict[str, str]:
+    presets = {f"probes={name}": line for name, line in _yaml("probes")().items()}
+    return presets | _modules(lambda: files("probes"))()
+
+
+LISTS: dict[str, Callable[[], dict[str, str]]] = {
+    "methods": _yaml("method"),
+    "formats": _modules(lambda: files("formats")),
+    "policies": _yaml("policy"),
+    "models": _yaml("model"),
+    "data": _yaml("data"),
+    "calibrations": _yaml("calibration"),
+    "probes": _probes,
+    "engines": _modules(engine_files),
+    "trackers": _yaml("tracker"),
+    "experiments": lambda: {name: opening(path) for name, path in sorted(experiments().items())},
+}
+
+
+def list_(argv: list[str]) -> int:
+    """``bitsweep list methods``: a name and one line for each."""
+    if len(argv) != 1 or argv[0] not in LISTS:
+        guess = nearest(argv[0], LISTS) if argv else ""
+        raise UserError(f"list {' '.join(argv)}: takes one of {', '.join(LISTS)}{guess}")
+    rows: dict[str, Any] = LISTS[argv[0]]()
+    width = max(map(len, rows), default=0)
+    for name, line in rows.items():
+        print(f"{name:<{width}}  {line}".rstrip())
+    return cli.OK

@@ -1,0 +1,119 @@
+"""``plan``: what a sweep would launch, why not the rest, and about how long it takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+from bitsweep import cli
+from bitsweep.commands.launch import named, parser
+from bitsweep.compose import CONFIG_NAME, experiment_overrides, hydra_app, one_line_errors
+from bitsweep.progress import duration
+from bitsweep.store import Store
+
+if TYPE_CHECKING:
+    from bitsweep.artifacts import Artifacts
+    from bitsweep.record import Record
+    from bitsweep.sweep import Candidate
+
+SECONDS_PER_MILLION = 2.5
+"""Without history: what measuring costs per million parameters, from the reference on 2 cores."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of one point, and whether Records of its like say so."""
+
+    wall_s: float
+    known: bool
+
+
+def plan(argv: list[str]) -> int:
+    """``bitsweep plan NAME`` or ``bitsweep plan KEY=A,B``."""
+    given = parser("plan").parse_intermixed_args(argv)
+    overrides = list(given.overrides)
+    if not overrides or "=" not in overrides[0]:
+        name, rest = named(overrides, "plan")
+        overrides = [*experiment_overrides(name), *rest]
+    from bitsweep.artifacts import Artifacts, cache_root
+
+    artifacts = Artifacts(cache_root())
+    _print(_survey(overrides, given.config_dir, artifacts), artifacts)
+    return cli.OK
+
+
+def _survey(overrides: list[str], config_dir: str | None, artifacts: Artifacts) -> list[Candidate]:
+    from hydra.types import RunMode
+
+    from bitsweep.sweep import survey
+
+    with hydra_app(overrides, config_dir) as hydra, one_line_errors():
+        master = hydra.compose_config(
+            config_name=CONFIG_NAME,
+            overrides=[*overrides, "hydra.mode=MULTIRUN"],
+            run_mode=RunMode.MULTIRUN,
+        )
+        return survey(hydra.config_loader, master, overrides, artifacts)
+
+
+def _print(candidates: Sequence[Candidate], artifacts: Artifacts) -> None:
+    history = _history(candidates)
+    total, rough = 0.0, False
+    width = max(len(f"{c.job.point.model.name} {c.label}") for c in candidates)
+    for number, candidate in enumerate(candidates, 1):
+        note = candidate.reason
+        if candidate.fate == "run":
+            cost = estimate(candidate, history, artifacts)
+            total += cost.wall_s
+            rough |= not cost.known
+            note = f"about {duration(cost.wall_s)}"
+        name = f"{candidate.job.point.model.name} {candidate.label}"
+        print(f"{number:>3}  {candidate.fate:<8}{name:<{width}}  {note}".rstrip())
+    fates = Counter(candidate.fate for candidate in candidates)
+    counts = [f"{fates['run']} to run"]
+    counts += [f"{fates[fate]} {fate}" for fate in ("done", "refused", "merged") if fates[fate]]
+    source = (
+        f"rough: {SECONDS_PER_MILLION} s per million parameters where no Record tells"
+        if rough
+        else "median of earlier Records"
+    )
+    tail = f"; about {duration(total)} ({source})" if fates["run"] else ""
+    print(f"{len(candidates)} points: {', '.join(counts)}{tail}")
+
+
+def _history(candidates: Iterable[Candidate]) -> list[Record]:
+    """All Records below the results folders concerned; broken ones are the report's to name."""
+    roots = {candidate.job.point.results_dir for candidate in candidates}
+    folders = sorted({path.parent for root in roots for path in root.glob("*/records")})
+    found = []
+    for folder in folders:
+        store = Store(folder)
+        records = (store.get(path.stem) for path in store.folder.glob("records/[!.]*.json"))
+        found += [record for record in records if record is not None and record.status == "ok"]
+    return found
+
+
+def estimate(candidate: Candidate, history: Sequence[Record], artifacts: Artifacts) -> Estimate:
+    """Median of Records with the same model and method, of the same experiment where there are.
+
+    Without any, parameters times :data:`SECONDS_PER_MILLION`: said to be rough.
+    """
+    from bitsweep import models
+
+    point = candidate.job.point
+    like = [
+        record
+        for record in history
+        if record.point["model"] == point.model.name
+        and record.point["method"] == point.method_name
+        and record.kind == "quality"
+        and "total" in record.timings
+    ]
+    like = [record for record in like if record.experiment == point.experiment] or like
+    if like:
+        return Estimate(median(record.timings["total"]["wall_s"] for record in like), True)
+    parameters = models.skeleton(point.model, artifacts).parameters
+    return Estimate(1 + SECONDS_PER_MILLION * parameters / 1e6, False)
