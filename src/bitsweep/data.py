@@ -7,7 +7,6 @@ tokens cut into windows that do not overlap, the protocol of the GPTQ papers.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,12 +40,12 @@ LONGEST_WINDOW = 2048
 """The papers' window; ``window: null`` takes it, or the model's context where that is shorter."""
 
 SHORTHANDS = ("root", "path", "calibration_path")
-"""Keys of a data YAML that only serve its own interpolations, for short overrides."""
+"""Keys of a data YAML that only its own interpolations read, so that overrides stay short."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """What is measured: ``texts`` (perplexity, KL), ``tasks`` (generation), ``questions`` (lm-eval).
+    """What is measured: ``texts`` (perplexity, KL), ``tasks`` (generation), ``questions``.
 
     ``questions`` are lm-eval task names; those of ``conf/tasks`` read their files in ``tasks_dir``.
     ``window`` in tokens (None: the smaller of 2048 and the model's context). ``bos``: ``none``, or
@@ -96,47 +95,43 @@ def make(name: str, config: Mapping[str, Any]) -> Data:
     """A Data from the plain values of its YAML.
 
     Raises:
-        UserError: an unknown key, with the nearest one; a text without a path.
+        UserError: an unknown key, a wrong type, a text without a path; the message names the key.
     """
-    known = {f.name for f in dataclasses.fields(Data)} - {"name"}
-    values = _known("data", {k: v for k, v in config.items() if k != "name"}, known | {*SHORTHANDS})
-    for key in SHORTHANDS:
-        values.pop(key, None)
-    texts = values.pop("texts", None) or {}
-    tasks = values.pop("tasks", None) or {}
-    calibration = values.pop("calibration", None)
-    if calibration is not None and calibration.get("path") is None:
-        calibration = None
-    return Data(
-        name=name,
-        texts={key: make_text(key, text) for key, text in texts.items()},
-        tasks={key: _task(key, task) for key, task in tasks.items()},
-        questions=tuple(values.pop("questions", None) or ()),
-        calibration=None if calibration is None else make_text(name, calibration),
-        **values,
+    from bitsweep.strict import build
+
+    values = {key: value for key, value in config.items() if key not in (*SHORTHANDS, "name")}
+    calibration = values.pop("calibration", None) or {}
+    texts = {key: make_text(key, text) for key, text in _named("texts", values).items()}
+    tasks = {
+        key: build(TaskSet, f"data.tasks.{key}", {"name": key, **task})
+        for key, task in _named("tasks", values).items()
+    }
+    data = build(Data, "data", {"name": name, **values})
+    return dataclasses.replace(
+        data,
+        texts=texts,
+        tasks=tasks,
+        calibration=make_text(name, calibration) if calibration.get("path") else None,
     )
 
 
 def make_text(name: str, config: Mapping[str, Any]) -> TextSource:
     """A TextSource from plain values; ``name`` holds where they give none of their own."""
-    known = {f.name for f in dataclasses.fields(TextSource)}
-    values = _known(f"the text {name}", {"name": name, **config}, known)
-    if values.get("path") is None:
-        raise UserError(f"path=null: the text {name} needs a file: data.path=FILE")
-    return TextSource(**values)
+    from bitsweep.strict import build
+
+    if config.get("path") is None:
+        raise UserError(f"path=null: the text {name} needs a file; give data.path=FILE")
+    return build(TextSource, f"the text {name}: ", {"name": name, **config})
 
 
-def _task(name: str, config: Mapping[str, Any]) -> TaskSet:
-    known = {f.name for f in dataclasses.fields(TaskSet)}
-    return TaskSet(**_known(f"data.tasks.{name}", {"name": name, **config}, known))
-
-
-def _known(where: str, config: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
-    for key in config:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=3) or sorted(known)
-            raise UserError(f"{key}: no such key of {where}; nearest: {', '.join(near)}")
-    return dict(config)
+def _named(key: str, values: dict[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Take the mapping ``key`` out of ``values``; an entry that is null is left out."""
+    value = values.pop(key, None) or {}
+    if not isinstance(value, Mapping) or not all(
+        isinstance(each, Mapping | None) for each in value.values()
+    ):
+        raise UserError(f"data.{key}: takes a mapping from names to their settings")
+    return {name: each for name, each in value.items() if each is not None}
 
 
 def check_calibration(calibration: TextSource, data: Data, artifacts: Artifacts) -> None:
@@ -208,7 +203,7 @@ def _encode(text: str, model: Model, bos: str) -> dict[str, Tensor]:
 
 
 def windows(stream: Tensor, window: int) -> Tensor:
-    """``stream`` cut into windows ``(n, window)`` without overlap; the incomplete tail is dropped."""
+    """``stream`` cut into windows ``(n, window)`` that do not overlap, without the short tail."""
     count = stream.shape[0] // window
     return stream[: count * window].view(count, window)
 
@@ -242,7 +237,7 @@ class Reference:
         return self.artifacts.get("reference", key, lambda: measure(self.model))
 
     def leave(self, model: Model, key: str, value: object) -> None:
-        """Leave for a later probe of this run what it would otherwise compute of ``model`` again."""
+        """Leave for a later probe of this run what it would else compute of ``model`` again."""
         self._left[key] = (model, value)
 
     def found(self, model: Model, key: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Generation:
-    """``bleu``, ``rouge1``, ``rouge2``, ``rougeL`` and ``bleu_fp``, ``rougeL_fp`` of every task set.
+    """``bleu``, ``rouge1``, ``rouge2``, ``rougeL``, ``bleu_fp``, ``rougeL_fp`` of every task set.
 
     ``limit`` takes the first items only. ``chat: auto`` wraps a prompt in the tokenizer's chat
     template where it has one; ``never`` gives the bare prompt. Without a template a prompt starts
@@ -65,13 +66,10 @@ class Generation:
                 "max_new_tokens": task.max_new_tokens,
                 "stop": task.stop,
             }
-            full = reference.get(
-                protocol,
-                lambda source, task=task, items=items: self._texts(source, task, items),
-            )
+            full = reference.get(protocol, partial(self._texts, task=task, items=items))
             full_scores = reference.get(
                 {**protocol, "scores": [task.bleu_tokenize, task.rouge]},
-                lambda _, task=task, items=items, full=full: gold_scores(full, items, task),
+                partial(_full_scores, texts=full, items=items, task=task),
             )
             measurement.metrics += _metrics(task, items, texts, full, full_scores)
             measurement.details += [
@@ -119,6 +117,10 @@ def gold_scores(texts: list[str], items: list[Item], task: TaskSet) -> dict[str,
         "bleu": torch.from_numpy(Bleu(task.bleu_tokenize).counts(texts, gold)),
         "rouge": torch.from_numpy(rouge(texts, gold, task.rouge)),
     }
+
+
+def _full_scores(_: Model, texts: list[str], items: list[Item], task: TaskSet) -> dict[str, Tensor]:
+    return gold_scores(texts, items, task)
 
 
 def _metrics(

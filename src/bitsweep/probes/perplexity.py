@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -51,9 +52,7 @@ class Perplexity:
             scored = scores(model, cut.windows, KEPT_BYTES)
             reference.leave(model, f"log_probabilities/{name}", scored.log_probabilities)
             losses = scored.losses
-            expected = reference.get(
-                protocol, lambda full, cut=cut: {"losses": scores(full, cut.windows).losses}
-            )["losses"]
+            expected = reference.get(protocol, partial(_losses, cut=cut))["losses"]
             measurement.metrics += self._metrics(name, cut, losses, expected)
             measurement.details.append(
                 {
@@ -146,6 +145,10 @@ def cut_text(model: Model, reference: Reference, text: TextSource, tokens: int |
         signature=f"text:{text.name}|sha:{sha256[:12]}|window:{window}|stride:{window}"
         f"|bos:{data.bos}",
     )
+
+
+def _losses(model: Model, cut: Cut) -> dict[str, Tensor]:
+    return {"losses": scores(model, cut.windows).losses}
 
 
 def text_identity(data: Data, artifacts: Artifacts) -> dict[str, Any]:
