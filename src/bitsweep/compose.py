@@ -176,7 +176,7 @@ def explain(error: Exception) -> str:
     if match := re.search(r"Could not override '(.+?)'", text):
         given = re.search(r"To append to your config use \+(.*)", text)
         return _no_such_key(match[1], given[1] if given else match[1], error.__cause__)
-    if match := re.search(r"Sweep parameters '(.+?)' requires --multirun", text):
+    if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", text):
         return f"{match[1]}: several values are a sweep; use bitsweep run -m"
     if match := re.search(r"Override (\S+) looks like a config group", text):
         return f"{match[1]}: there is no such group"
@@ -197,7 +197,7 @@ def _no_such_choice(path: str, options: Sequence[str]) -> str:
 def _no_such_key(key: str, given: str, cause: BaseException | None) -> str:
     parent = getattr(cause, "parent_node", None)
     siblings = [str(k) for k in parent] if isinstance(parent, Mapping) or parent else []
-    siblings = [name for name in siblings if name != "hydra"]
+    siblings = [name for name in siblings if name not in ("hydra", "_target_")]
     head, dot, _ = key.rpartition(".")
     near = [f"{head}{dot}{name}" for name in siblings]
     guess = nearest(key, near) or (choices(near) if head else "")

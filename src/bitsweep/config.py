@@ -224,11 +224,10 @@ def _calibration(name: str, value: Mapping[str, Any], data: Data) -> Calibration
         if key not in known:
             raise UserError(f"calibration.{key}: no such key{nearest(key, known)}")
     given = value.get("source")
-    source = (
-        (data.calibration or TextSource("none", path=""))
-        if given is None
-        else make_text(name, given)
-    )
+    if given is not None:
+        source = make_text(name, given)
+    else:
+        source = data.calibration or TextSource("none", path="")  # check() asks who needs one
     rest = {key: item for key, item in value.items() if key != "source"}
     windows = fit("calibration.windows", rest.get("windows", 128), int)
     window = fit("calibration.window", rest.get("window"), int | None)

@@ -52,7 +52,7 @@ def build(cls: type[T], where: str, value: Mapping[str, Any]) -> T:
     Raises:
         UserError: an unknown or missing key, or a value of another type than the field's.
     """
-    fields = {item.name: item for item in dataclasses.fields(cls) if item.init}
+    fields = {item.name: item for item in dataclasses.fields(cls) if item.init}  # type: ignore[arg-type]
     for key in value:
         if key not in fields:
             known = list(fields)
