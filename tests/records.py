@@ -160,14 +160,14 @@ def latency(bits: int) -> list[Metric]:
     if bits not in (4, 8):
         reason = f"engine=auto: no packed kernel runs {bits} bits; 4 and 8 have one"
         names = ("prefill_ms", "decode_ms", "decode_vs_bf16")
-        return [Metric(n, None, "", "none", "latency|v1", reason=reason) for n in names]
+        return [Metric(n, None, "", "none", "latency|engine:auto|v1", reason=reason) for n in names]
     speed = {8: 1.4, 4: 2.1}[bits]
     return [
         number("prefill_ms", 40 / speed, "ms", "lower"),
-        number("prefill_vs_bf16", speed * 0.8, "x"),
+        number("prefill_vs_bf16", speed * 0.8),
         number("decode_ms", 2 / speed, "ms", "lower"),
-        number("decode_vs_bf16", speed, "x"),
-        number("decode_vs_fp32", speed * 1.7, "x"),
+        number("decode_vs_bf16", speed),
+        number("decode_vs_fp32", speed * 1.7),
     ]
 
 

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import glob
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,9 @@ from bitsweep.store import Store
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
+
+MERGED = "merged.json"
+"""Beside ``records/``: the points of the grid that were one point with another, and why."""
 
 TABLES = ("main", "tasks", "agreement", "latency", "heatmap")
 
@@ -78,7 +83,8 @@ def write(*folders: str | Path, question: str = "", command: str = "") -> Report
     folder = places[0] if len(places) == 1 else places[0].parent / title
     table = frame(records)
     provenance = origin(records)
-    made = tables.sheets(table, provenance)
+    merged = [pair for place in places for pair in read_merged(place)]
+    made = tables.sheets(table, provenance, merged)
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     (folder / "figures").mkdir(exist_ok=True)
     written = []
@@ -94,10 +100,35 @@ def write(*folders: str | Path, question: str = "", command: str = "") -> Report
     for stale in {*(folder / "figures").glob("*.p[dn][fg]")} - {*drawn}:
         stale.unlink()
     small = list(dict.fromkeys(line for made_one in made.values() for line in made_one.small))
-    _write(folder / "index.html", page.render(table, title, question, small))
+    _write(folder / "index.html", page.render(table, title, question, small, merged))
     if not (folder / "README.md").exists():
         _write(folder / "README.md", _readme(title, question, command, records, drawn))
     return Report(folder, title, table, tuple(written), tuple(drawn), folder / "index.html")
+
+
+def keep_merged(folder: str | Path, merged: Iterable[tuple[str, str]]) -> None:
+    """Keep (label, reason) of the points that a sweep merged, for the report below its table.
+
+    They have no Record: what they would have measured is another point's. The last launch's list
+    stands; none leaves no file.
+    """
+    path = Path(folder) / MERGED
+    pairs = [list(pair) for pair in merged]
+    if pairs:
+        _write(path, json.dumps(pairs, indent=1, ensure_ascii=False) + "\n")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_merged(folder: str | Path) -> list[tuple[str, str]]:
+    """What :func:`keep_merged` kept, (label, reason) each; empty where there was nothing."""
+    path = Path(folder) / MERGED
+    if not path.exists():
+        return []
+    try:
+        return [(str(label), str(reason)) for label, reason in json.loads(path.read_bytes())]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a list of merged points ({error}); remove it") from error
 
 
 def summary(report: Report, console: Console | None = None, next_command: str = "") -> None:

@@ -193,7 +193,13 @@ def _point(axes: Axes, row: labels.Row, mark: str, x: str, y: str, look: tuple[s
         reach = [[max(row[y] - lo * scale, 0.0)], [max(hi * scale - row[y], 0.0)]]
         axes.errorbar(row[x], row[y], reach, color=color, lw=0.7, alpha=alpha, zorder=2)
     face = "white" if mark == "tied" else color
-    style: dict[str, Any] = {"mfc": face, "mec": color, "mew": edge, "alpha": alpha, "zorder": order}
+    style: dict[str, Any] = {
+        "mfc": face,
+        "mec": color,
+        "mew": edge,
+        "alpha": alpha,
+        "zorder": order,
+    }
     axes.plot(row[x], row[y], marker, ms=4, ls="", **style)
 
 

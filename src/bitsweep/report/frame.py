@@ -8,6 +8,7 @@ holds what belongs to a column rather than to a cell: unit, direction, kind of d
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from bitsweep.record import Metric, Record
 
 REFERENCE = "full_precision"
 HARDWARE = ("engine", "threads", "device")
+Machines = dict[tuple[str, int | None], str]
+ENGINE = re.compile(r"\|engine:([^|]*)")
 ORDER = ("method", "method_options", "transforms", "recover", "format", "policy")
 
 
@@ -32,10 +35,10 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
     Raises:
         UserError: one metric of one model was measured by two protocols.
     """
-    records = sorted(records, key=lambda r: (r.experiment, r.run_id))
+    records = _current(sorted(records, key=lambda r: (r.experiment, r.run_id)))
     names = _model_names(records)
-    signatures = _signatures(records, names)
     machines = _machines(records)
+    signatures = _signatures(records, names, machines)
     grouped: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         grouped[record.experiment, record.point_id].append(record)
@@ -44,6 +47,17 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
     table = pd.DataFrame({name: _typed([r.get(name) for r in rows]) for name in _columns(rows)})
     table.attrs = {"metrics": _meaning(records, machines), "signatures": signatures}
     return table
+
+
+def _current(records: Sequence[Record]) -> list[Record]:
+    """Without the refusals of points that were measured since (a refusal is named by its columns,
+    a measured point by its checkpoint and plan, so neither overwrites the other)."""
+
+    def columns(record: Record) -> tuple[str, str]:
+        return record.experiment, repr(sorted(record.point.items()))
+
+    measured = {columns(r) for r in records if r.kind == "quality" and r.status == "ok"}
+    return [r for r in records if r.status != "refused" or columns(r) not in measured]
 
 
 def _model_names(records: Sequence[Record]) -> dict[str, str]:
@@ -60,23 +74,25 @@ def _model_names(records: Sequence[Record]) -> dict[str, str]:
     return names
 
 
-def _signatures(records: Sequence[Record], names: dict[str, str]) -> dict[str, dict[str, str]]:
-    """model -> metric -> its one signature; timings are told apart by machine instead."""
+def _signatures(
+    records: Sequence[Record], names: dict[str, str], machines: Machines
+) -> dict[str, dict[str, str]]:
+    """model -> column -> its one signature, in which ``engine`` is a column of its own."""
     seen: dict[str, dict[str, str]] = defaultdict(dict)
     origin: dict[tuple[str, str], str] = {}
     for record in records:
-        if record.kind == "timing":
-            continue
+        suffix = machines.get(hardware(record), "") if record.kind == "timing" else ""
         for metric in record.metrics.values():
             if metric.value is None:
                 continue
-            model = names[record.run_id]
-            first = seen[model].setdefault(metric.name, metric.signature)
-            where = origin.setdefault((model, metric.name), record.experiment)
-            if first != metric.signature:
+            model, column = names[record.run_id], metric.name + suffix
+            signature = ENGINE.sub("", metric.signature)
+            first = seen[model].setdefault(column, signature)
+            where = origin.setdefault((model, column), record.experiment)
+            if first != signature:
                 raise UserError(
-                    f"{metric.name}: two protocols meet for model={model}: "
-                    f"'{first}' (experiment={where}) and '{metric.signature}' "
+                    f"{column}: two protocols meet for model={model}: "
+                    f"'{first}' (experiment={where}) and '{signature}' "
                     f"(experiment={record.experiment}); report them apart, or measure the older "
                     "points again with force=true"
                 )
@@ -89,7 +105,7 @@ def hardware(record: Record) -> tuple[str, int | None]:
     return str(place.get("device") or "unknown device"), place.get("threads")
 
 
-def _machines(records: Sequence[Record]) -> dict[tuple[str, int | None], str]:
+def _machines(records: Sequence[Record]) -> Machines:
     """machine -> the suffix of its columns: none for the one that timed most points."""
     timed = [hardware(r) for r in records if r.kind == "timing" and r.status == "ok"]
     ranked = sorted(Counter(timed).items(), key=lambda item: (-item[1], str(item[0])))
@@ -99,11 +115,14 @@ def _machines(records: Sequence[Record]) -> dict[tuple[str, int | None], str]:
     }
 
 
-def _row(
-    group: Sequence[Record],
-    names: dict[str, str],
-    machines: dict[tuple[str, int | None], str],
-) -> dict[str, Any]:
+def _engine(record: Record) -> str | None:
+    """The engine that ran, as the signature of what it took says; None where nothing ran."""
+    signed = (m.signature for m in record.metrics.values() if m.value is not None)
+    found = ENGINE.search(next(signed, ""))
+    return found[1] if found else record.point.get("engine")
+
+
+def _row(group: Sequence[Record], names: dict[str, str], machines: Machines) -> dict[str, Any]:
     """The columns of one point. Of two timings on one machine, the faster decode stands."""
     main = next((r for r in group if r.kind == "quality"), group[0])
     config = {k: v for k, v in main.point.items() if k not in HARDWARE}
@@ -130,8 +149,9 @@ def _row(
         if record.status != "ok":
             row.setdefault("timing_reason", record.reason)
             continue
-        row[f"engine{suffix}"] = record.point.get("engine")
-        row[f"device{suffix}"], row[f"threads{suffix}"] = device, threads
+        if any(metric.value is not None for metric in record.metrics.values()):
+            row[f"engine{suffix}"] = _engine(record)
+            row[f"device{suffix}"], row[f"threads{suffix}"] = device, threads
         for metric in record.metrics.values():
             row.update(_cells(metric, metric.name + suffix))
     return row
@@ -156,9 +176,7 @@ def _cells(metric: Metric, name: str) -> dict[str, Any]:
     return cells
 
 
-def _meaning(
-    records: Sequence[Record], machines: dict[tuple[str, int | None], str]
-) -> dict[str, dict[str, str | None]]:
+def _meaning(records: Sequence[Record], machines: Machines) -> dict[str, dict[str, str | None]]:
     """metric -> unit, better, kind of delta (None where it has none)."""
     found: dict[str, dict[str, str | None]] = {}
     for record in records:

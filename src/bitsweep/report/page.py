@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,22 @@ COSTS = ("file_mib", "bits_per_weight")
 QUALITIES = ("ppl", "kl_mean", "top1", "bleu", "rougeL", "acc", "acc_norm")
 
 
-def render(frame: pd.DataFrame, title: str, question: str, small: list[str]) -> str:
-    """The page as text; ``small`` is the fine print at its foot."""
+def render(
+    frame: pd.DataFrame,
+    title: str,
+    question: str,
+    small: Sequence[str] = (),
+    merged: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The page as text. ``small``: the fine print; ``merged``: label and reason of such points."""
     from plotly.offline import get_plotlyjs
 
+    content = payload(frame)
+    content |= {"title": title, "question": question, "small": [*small], "merged": [*merged]}
     page = TEMPLATE.read_text(encoding="utf-8")
     for mark, text in (
         ("__TITLE__", html.escape(title)),
-        ("__DATA__", embed(payload(frame, title, question, small))),
+        ("__DATA__", embed(content)),
         ("__PLOTLY__", get_plotlyjs()),  # last: the others must not be looked for inside it
     ):
         before, _, after = page.partition(mark)
@@ -64,7 +73,7 @@ def embed(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def payload(frame: pd.DataFrame, title: str, question: str, small: list[str]) -> dict[str, Any]:
+def payload(frame: pd.DataFrame) -> dict[str, Any]:
     """What the page's script needs; rows are named by their run_id."""
     quality = primary(frame)
     known: dict[str, dict[str, str | None]] = frame.attrs["metrics"]
@@ -74,9 +83,6 @@ def payload(frame: pd.DataFrame, title: str, question: str, small: list[str]) ->
     speed = speed_metric(frame)
     x = [name for name in (*COSTS, *([speed] if speed else [])) if name in numbers]
     return {
-        "title": title,
-        "question": question,
-        "small": small,
         "heat": quality or "",
         "metrics": {name: {**known[name], "title": TITLES.get(name, name)} for name in numbers},
         "x": x,

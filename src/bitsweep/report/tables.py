@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pandas as pd
@@ -44,13 +44,19 @@ def metrics(frame: pd.DataFrame, kind: str) -> list[str]:
     return [n for n in known if n.split("/")[0] == kind and n in frame and frame[n].notna().any()]
 
 
-def sheets(frame: pd.DataFrame, provenance: str) -> dict[str, Sheet]:
-    """Name of the file -> table: main, tasks, agreement, latency and heatmap, where they apply."""
+def sheets(
+    frame: pd.DataFrame, provenance: str, merged: Sequence[tuple[str, str]] = ()
+) -> dict[str, Sheet]:
+    """Name of the file -> table: main, tasks, agreement, latency and heatmap, where they apply.
+
+    ``merged``: label and reason of points that were one with another; noted below the main table.
+    """
     quality = primary(frame)
     speed = speed_metric(frame)
     size_marks = front(frame, "file_mib", quality or "")
     columns = _main(frame, quality)
     made = {"main": _sheet("Quality and size", frame, columns, size_marks, provenance)}
+    made["main"] = replace(made["main"], notes=(*made["main"].notes, *_merged(merged)))
     for name, title, columns in (
         ("tasks", "Tasks", _tasks(frame)),
         ("agreement", "Agreement with full precision", _agreement(frame)),
@@ -100,7 +106,7 @@ def _plain(head: str, metric: str, digits: int, scale: float = 1.0) -> Column:
         value = row.get(metric)
         return "" if labels.missing(value) else number(value * scale, digits)  # type: ignore[operator]
 
-    return Column(head, show, (metric,))
+    return Column(head, show, (metric, f"{metric}.lo", f"{metric}.hi"))
 
 
 def _with_change(
@@ -171,6 +177,7 @@ def _agreement(frame: pd.DataFrame) -> list[Column]:
 
 
 def _latency(frame: pd.DataFrame) -> list[Column]:
+    """The first prompt and batch in full; of others (``b4p512``) the decode time and its ratio."""
     columns = _present(frame, ("file MiB", "file_mib", 2), ("resident MiB", "resident_mib", 2))
     columns.append(Column("engine", lambda row: str(row.get("engine") or ""), ("engine",), "l"))
     columns += _present(
@@ -183,6 +190,13 @@ def _latency(frame: pd.DataFrame) -> list[Column]:
         ("× fp32", "decode_vs_fp32", 2),
         ("tokens/s", "decode_tok_s", 1),
     )
+    for name in metrics(frame, "decode_ms")[1:]:
+        shape = _text(name)
+        columns += _present(
+            frame,
+            (f"decode ms {shape}", name, 3),
+            (f"× bf16 {shape}", f"decode_vs_bf16/{shape}", 2),
+        )
     return columns
 
 
@@ -252,6 +266,12 @@ def _notes(every: Iterable[Row], used: Sequence[str]) -> Iterable[str]:
             points.append(str(row.get("label")))
     for reason, (_, points) in empty.items():
         yield f"Empty ({len(points)}): {', '.join(points)}: {reason}"
+
+
+def _merged(merged: Sequence[tuple[str, str]]) -> Iterable[str]:
+    rows = [{"label": label, "reason": reason, "run_id": ""} for label, reason in merged]
+    for reason, names in labels.by_reason(rows):
+        yield f"Merged ({len(names)}): {', '.join(names)}: {reason}"
 
 
 def _protocols(frame: pd.DataFrame, used: Sequence[str]) -> Iterable[str]:

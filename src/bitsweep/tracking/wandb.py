@@ -78,7 +78,7 @@ class Wandb:
             name=str(record.point.get("label") or record.run_id[:12]),
             group=record.experiment,
             job_type=record.kind,
-            tags=[str(tag)[:TAG_CAP] for tag in dict.fromkeys(tags) if tag],
+            tags=[str(_plain(tag))[:TAG_CAP] for tag in dict.fromkeys(tags) if tag],
             config=config(record),
             values=numbers(record),
             exit_code=1 if record.status == "failed" else 0,

@@ -1,0 +1,64 @@
+"""Figures: the same bytes from the same numbers, and a look of its own for every method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import records
+
+from bitsweep.report import figures
+from bitsweep.report.frame import frame
+
+
+def test_the_same_numbers_draw_the_same_bytes(tmp_path: Path):
+    table = frame(records.grid())
+    folders = tmp_path / "a", tmp_path / "b"
+    for folder in folders:
+        folder.mkdir()
+        figures.draw(table, folder)
+    names = sorted(path.name for path in folders[0].iterdir())
+    assert names == [
+        f"{name}.{suffix}"
+        for name in ("front_size", "front_speed", "heatmap")
+        for suffix in ("pdf", "png")
+    ]
+    for name in names:
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+
+
+def test_pdf_fonts_are_embedded_as_truetype(tmp_path: Path):
+    table = frame(
+        [records.record("rtn", b, metrics=records.quality("rtn", b, 64, "")) for b in (3, 4)]
+    )
+    (path, *_) = figures.draw(table, tmp_path)
+    body = path.read_bytes()
+    assert b"/Type3" not in body
+    assert b"CreationDate" not in body
+
+
+def test_no_two_methods_look_alike():
+    looks = figures.appearance(frame(records.grid()))
+    assert sorted(looks) == ["gptq", "hqq", "rtn"]
+    assert len({color for color, _ in looks.values()}) == 3
+    assert len({marker for _, marker in looks.values()}) == 3
+
+
+def test_full_precision_is_known_from_any_row_that_knows_its_ratio():
+    row = records.record("rtn", 4, metrics=[records.ppl(3.0, 2.9, 3.1)])
+    assert abs(figures.baseline(frame([row]), "ppl/in_domain") - 2.6131) < 1e-12
+
+
+def test_each_model_has_a_figure_of_its_own():
+    other = records.record("rtn", 4, metrics=records.quality("rtn", 4, 64, "uniform"))
+    other.point["model"] = "org/model name"
+    names = [name for name, _ in figures.figures(frame([*records.grid(timing=False), other]))]
+    assert names == [
+        "front_size_org-model-name",
+        "heatmap_org-model-name",
+        "front_size_reference",
+        "heatmap_reference",
+    ]
+
+
+def test_without_a_point_there_is_no_figure():
+    assert list(figures.figures(frame([records.record(status="failed", reason="x")]))) == []

@@ -1,0 +1,140 @@
+"""Records become one row per point, and two protocols never share a column."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import records
+
+from bitsweep.errors import UserError
+from bitsweep.report.frame import frame
+
+
+def one(table: pd.DataFrame, label: str) -> pd.Series:
+    return table[table["label"] == label].iloc[0]
+
+
+def test_a_metric_becomes_its_value_its_interval_and_its_paired_change():
+    metric = records.ppl(5.2262, 5.0, 5.4)
+    row = frame([records.record(metrics=[metric])]).iloc[0]
+    assert row["ppl/in_domain"] == 5.2262
+    assert row["ppl/in_domain.delta"] == pytest.approx(2.0)
+    assert row["ppl/in_domain.delta.lo"] == pytest.approx(5.0 / 2.6131)
+    assert row["ppl/in_domain.hi"] == pytest.approx(5.2262 * 1.04)
+
+
+def test_quality_and_timing_of_a_point_are_one_row():
+    quality = records.record("rtn", 4, metrics=[records.ppl(2.7)])
+    timing = records.record("rtn", 4, kind="timing", metrics=records.latency(4))
+    timing.point |= {"engine": "torch_int4", "threads": 2, "device": "laptop"}
+    table = frame([timing, quality])
+    assert len(table) == 1
+    assert table.loc[0, "ppl/in_domain"] == 2.7
+    assert table.loc[0, "decode_vs_bf16"] == 2.1
+    assert (table.loc[0, "engine"], table.loc[0, "threads"]) == ("torch_int4", 2)
+
+
+def test_a_second_machine_has_columns_of_its_own():
+    timed = []
+    for device, bits in (("laptop", 4), ("laptop", 8), ("server", 4)):
+        record = records.record("rtn", bits, kind="timing", metrics=records.latency(bits))
+        record.point |= {"engine": "torch", "threads": 2, "device": device}
+        record.run_id = records.identifier(device, bits)
+        timed.append(record)
+    table = frame(timed)
+    assert table["decode_ms"].notna().sum() == 2
+    assert table["decode_ms @ server, 2 threads"].notna().sum() == 1
+
+
+def test_refused_and_failed_points_are_rows_with_their_reason():
+    table = frame(records.grid())
+    assert list(table["status"].value_counts()[["refused", "failed"]]) == [1, 1]
+    assert one(table, "rtn w4g48 uniform")["reason"].startswith("group_size=48 does not divide")
+
+
+def test_a_refusal_gives_way_to_the_same_point_measured_since():
+    measured = records.record("rtn", 4, metrics=[records.ppl(2.7)])
+    refused = records.record("rtn", 4, status="refused", reason="then", point_id="f" * 64)
+    table = frame([refused, measured])
+    assert list(table["status"]) == ["ok"]
+
+
+def test_a_number_that_is_missing_keeps_its_reason():
+    row = one(frame(records.grid()), "rtn w3g64 uniform")
+    assert pd.isna(row["decode_ms"])
+    assert "no packed kernel runs 3 bits" in row["decode_ms.reason"]
+
+
+def test_full_precision_is_first_and_then_bits_fall():
+    table = frame(records.grid())
+    assert table.loc[0, "method"] == "full_precision"
+    gptq = table[(table["method"] == "gptq") & (table["policy"] == "uniform")]
+    assert list(gptq["bits"]) == [8, 4, 3, 2]
+
+
+def test_bits_stay_whole_where_full_precision_has_none():
+    assert str(frame(records.grid())["bits"].dtype) == "Int64"
+
+
+def test_the_order_of_files_changes_nothing():
+    grid = records.grid()
+    pd.testing.assert_frame_equal(frame(grid), frame(reversed(grid)))
+
+
+def test_two_protocols_of_one_metric_are_refused():
+    old = records.record("rtn", 4, metrics=[records.ppl(2.7)])
+    new = records.record("rtn", 3, metrics=[records.ppl(2.9)])
+    metric = new.metrics["ppl/in_domain"]
+    new.metrics["ppl/in_domain"] = type(metric)(**{**vars(metric), "signature": "ppl|window:512"})
+    with pytest.raises(UserError, match=r"ppl/in_domain: two protocols.*window:(256|512).*window:"):
+        frame([old, new])
+
+
+def timed(signature: str, bits: int = 4) -> records.Record:
+    metric = records.Metric("decode_ms", 1.0, "ms", "lower", signature)
+    return records.record("rtn", bits, kind="timing", metrics=[metric])
+
+
+def test_engines_share_a_column_and_are_named_in_one():
+    table = frame(
+        [
+            timed("latency|engine:torch_int4|prompt:128", 4),
+            timed("latency|engine:torch_int8|prompt:128", 8),
+        ]
+    )
+    assert list(table["engine"]) == ["torch_int8", "torch_int4"]
+
+
+def test_two_prompts_do_not_share_a_column():
+    with pytest.raises(UserError, match="decode_ms: two protocols"):
+        frame([timed("latency|engine:a|prompt:128", 4), timed("latency|engine:a|prompt:512", 8)])
+
+
+def test_two_models_may_have_protocols_of_their_own():
+    one_model = records.record("rtn", 4, metrics=[records.ppl(2.7)])
+    other = records.record("rtn", 4, model="other", metrics=[records.ppl(2.9)])
+    one_model.point["model"], other.point["model"] = "a", "b"
+    metric = other.metrics["ppl/in_domain"]
+    other.metrics["ppl/in_domain"] = type(metric)(**{**vars(metric), "signature": "ppl|other"})
+    table = frame([one_model, other])
+    assert table.attrs["signatures"]["b"]["ppl/in_domain"] == "ppl|other"
+
+
+def test_one_name_for_two_checkpoints_is_told_apart():
+    first, second = records.record("rtn", 4), records.record("rtn", 3)
+    second.model = {**second.model, "sha256": "f" * 64}
+    assert set(frame([first, second])["model"]) == {
+        f"reference@{first.model['sha256'][:8]}",
+        "reference@ffffffff",
+    }
+
+
+def test_a_report_needs_no_torch():
+    code = (
+        "import sys, bitsweep.report.page, bitsweep.report.terminal; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

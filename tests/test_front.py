@@ -1,0 +1,85 @@
+"""The front: nothing better in both; tied: dominated, but only within noise."""
+
+from __future__ import annotations
+
+import pandas as pd
+import records
+
+from bitsweep.record import Metric
+from bitsweep.report.frame import frame
+from bitsweep.report.front import front
+
+
+def marks(*points: tuple[float, Metric | None], x: str = "file_mib") -> list[str]:
+    """The marks of points given as (cost, perplexity)."""
+    rows = []
+    for seed, (cost, ppl) in enumerate(points):
+        better = "higher" if x.endswith("vs_bf16") else "lower"
+        metrics = [records.number(x, cost, better=better), *([ppl] if ppl else [])]
+        rows.append(records.record("rtn", 4, seed=seed, metrics=metrics))
+    table = frame(rows)
+    found = front(table, x, "ppl/in_domain")
+    return [found[table["seed"] == seed].iloc[0] for seed in range(len(points))]
+
+
+def test_a_point_that_is_worse_in_both_is_dominated():
+    assert marks((1.0, records.ppl(3)), (2.0, records.ppl(2.7)), (2.5, records.ppl(2.9))) == [
+        "front",
+        "front",
+        "dominated",
+    ]
+
+
+def test_a_single_point_is_the_front():
+    assert marks((1.0, records.ppl(3))) == ["front"]
+
+
+def test_equal_points_are_both_on_the_front():
+    assert marks((1.0, records.ppl(3)), (1.0, records.ppl(3))) == ["front", "front"]
+
+
+def test_a_dominated_point_whose_interval_reaches_the_front_is_tied():
+    best, near, far = records.ppl(2.70, 2.68, 2.72), records.ppl(2.73, 2.71, 2.75), 2.80
+    points = ((1.0, best), (1.0, near), (1.0, records.ppl(far, 2.78, 2.82)))
+    assert marks(*points) == ["front", "tied", "dominated"]
+
+
+def test_within_noise_of_one_dominator_but_clearly_behind_another_is_not_tied():
+    points = (
+        (1.0, records.ppl(2.72, 2.70, 2.74)),
+        (1.5, records.ppl(2.60, 2.59, 2.61)),
+        (2.0, records.ppl(2.73, 2.71, 2.75)),
+    )
+    assert marks(*points) == ["front", "front", "dominated"]
+
+
+def test_without_an_interval_nothing_is_tied():
+    assert marks((1.0, records.ppl(2.70)), (1.0, records.ppl(2.7000001))) == ["front", "dominated"]
+
+
+def test_a_point_without_a_number_takes_no_part():
+    assert marks((1.0, None), (2.0, records.ppl(3))) == ["", "front"]
+
+
+def test_speed_is_better_when_higher():
+    points = ((2.0, records.ppl(3)), (1.0, records.ppl(3)), (1.0, records.ppl(2.7)))
+    assert marks(*points, x="decode_vs_bf16") == ["front", "dominated", "front"]
+
+
+def test_full_precision_is_what_the_others_are_compared_with():
+    table = frame(records.grid())
+    found = front(table, "file_mib", "ppl/in_domain")
+    assert found[table["method"] == "full_precision"].tolist() == ["reference"]
+    assert set(found[table["status"] != "ok"]) == {""}
+
+
+def test_each_model_has_a_front_of_its_own():
+    small = records.record("rtn", 4, metrics=[records.number("file_mib", 1.0), records.ppl(9)])
+    large = records.record("rtn", 3, metrics=[records.number("file_mib", 9.0), records.ppl(10)])
+    large.point["model"] = "large"
+    assert set(front(frame([small, large]), "file_mib", "ppl/in_domain")) == {"front"}
+
+
+def test_a_metric_that_nobody_has_marks_nothing():
+    table = frame([records.record(metrics=[records.ppl(3)])])
+    assert front(table, "file_mib", "ppl/in_domain").equals(pd.Series([""], dtype=object))

@@ -1,0 +1,108 @@
+"""A report is made of the JSON alone: loaded, written, and written again to the same bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import records
+from rich.console import Console
+
+from bitsweep import report
+from bitsweep.errors import UserError
+from bitsweep.store import Store
+
+
+def filled(folder: Path, rows: list | None = None) -> Path:
+    store = Store(folder)
+    store.prepare()
+    for record in rows or records.grid(folder.name):
+        store.put(record, [])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> report.Report:
+    folder = filled(tmp_path_factory.mktemp("results") / "demo")
+    return report.write(folder, question="Is it so?", command="bitsweep sweep demo")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [*folder.glob("tables/*"), *folder.glob("figures/*"), folder / "index.html"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_load_reads_every_experiment_that_matches(tmp_path: Path):
+    for name in ("one", "two"):
+        filled(tmp_path / name)
+    assert len(report.load(tmp_path / "one")) == 27
+    assert set(report.load(f"{tmp_path}/*")["experiment"]) == {"one", "two"}
+
+
+def test_no_records_is_a_mistake_in_one_line(tmp_path: Path):
+    with pytest.raises(UserError, match=r"nowhere: no Records there; run `bitsweep sweep NAME`"):
+        report.load(tmp_path / "nowhere")
+
+
+def test_tables_figures_and_page_regenerate_byte_for_byte(written: report.Report):
+    before = contents(written.folder)
+    assert len(before) == 5 * 3 + 3 * 2 + 1
+    for name in before:
+        (written.folder / name).unlink()
+    report.write(written.folder, question="Is it so?")
+    assert contents(written.folder) == before
+
+
+def test_the_readme_is_made_once_and_then_left_alone(written: report.Report):
+    readme = written.folder / "README.md"
+    text = readme.read_text()
+    assert "Is it so?" in text
+    assert "```bash\nbitsweep sweep demo\n```" in text
+    assert "AMD EPYC x2" in text
+    readme.write_text("The answer is yes.")
+    report.write(written.folder)
+    assert readme.read_text() == "The answer is yes."
+    readme.write_text(text)
+
+
+def test_tables_say_what_they_were_made_from(written: report.Report):
+    for name in ("main.md", "main.tex"):
+        text = (written.folder / "tables" / name).read_text()
+        assert "51 records, sha256 " in text
+        assert "commit 0123456789; bitsweep 0.1.0" in text
+        assert "2026" not in text
+
+
+def test_a_table_that_no_longer_applies_is_removed(tmp_path: Path):
+    folder = filled(tmp_path / "demo", [records.record("rtn", 4, metrics=[records.ppl(3)])])
+    (folder / "tables").mkdir()
+    (folder / "tables" / "latency.md").write_text("old")
+    report.write(folder)
+    assert not (folder / "tables" / "latency.md").exists()
+
+
+def test_two_experiments_are_reported_together_beside_them(tmp_path: Path):
+    one = filled(tmp_path / "one", [records.record("rtn", 4, metrics=[records.ppl(3)])])
+    two = filled(tmp_path / "two", [records.record("rtn", 3, metrics=[records.ppl(4)])])
+    made = report.write(one, two)
+    assert made.folder == tmp_path / "one+two"
+    assert len(made.frame) == 2
+
+
+def test_merged_points_are_kept_for_the_report(tmp_path: Path):
+    pairs = [("hqq w4g64-sym", "same point as hqq w4g64: hqq ignores symmetric")]
+    report.keep_merged(tmp_path, pairs)
+    assert report.read_merged(tmp_path) == pairs
+    report.keep_merged(tmp_path, [])
+    assert report.read_merged(tmp_path) == []
+
+
+def test_a_sweep_ends_in_its_front_its_failures_and_the_next_command(written: report.Report):
+    console = Console(record=True, width=100, file=open("/dev/null", "w"))  # noqa: SIM115
+    report.summary(written, console, next_command="bitsweep show 0123")
+    text = console.export_text()
+    assert "gptq            w2g64" in text
+    assert "failed (1): hqq w2g128 uniform: RuntimeError: out of memory" in text
+    assert "refused: 1" in text
+    assert str(written.page) in text
+    assert "next   bitsweep show 0123" in text

@@ -1,0 +1,68 @@
+"""Whatever a Record's strings hold, a table shows them letter for letter."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from bitsweep.report.sheet import Line, Sheet, as_csv, latex, markdown, tex
+
+NASTY = r"a_b & 50% $x$ #1 {y} ~^ \z <script> | *c* `d` [e]"
+
+
+def sheet(cell: str, bold: bool = False) -> Sheet:
+    return Sheet(
+        title="Title",
+        heads=("method", "ppl"),
+        align=("l", "r"),
+        lines=(Line((cell, "2.6131"), "reference", bold),),
+        columns=("label", "ppl"),
+        values=((cell, 2.6131),),
+        notes=(f"Refused (1): {cell}",),
+        small=(f"protocol {cell}\nsecond line",),
+    )
+
+
+def test_latex_escapes_every_special_character():
+    assert tex("a_b & 50% $#{}~^\\") == (
+        r"a\_b \& 50\% \$\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}"
+    )
+
+
+def test_latex_cells_never_end_a_cell_or_a_line():
+    body = latex(sheet(NASTY))
+    row = next(line for line in body.splitlines() if "2.6131" in line)
+    assert row.replace(r"\&", "").count("&") == 1
+    assert row.endswith(r"\\")
+
+
+def test_latex_fine_print_stays_behind_its_comment_sign():
+    lines = latex(sheet("x")).splitlines()
+    assert [line for line in lines if "second line" in line] == ["% protocol x second line"]
+
+
+def test_a_bare_bracket_never_follows_a_line_break_in_latex():
+    assert r"\\" + "\n[" not in latex(sheet("[1.0, 2.0]"))
+
+
+def test_front_rows_are_bold():
+    assert r"\textbf{gptq} & \textbf{2.6131}" in latex(sheet("gptq", bold=True))
+    assert "**gptq**" in markdown(sheet("gptq", bold=True))
+    assert "**" not in markdown(sheet("gptq"))
+
+
+def test_markdown_has_no_tag_and_as_many_cells_as_heads():
+    text = markdown(sheet(NASTY))
+    row = next(line for line in text.splitlines() if "2.6131" in line)
+    assert "<" not in text
+    assert row.replace(r"\|", "").count("|") == 3
+
+
+def test_markdown_keeps_an_underscore_within_a_word():
+    assert "by_role" in markdown(sheet("by_role"))
+    assert r"\_\_init\_\_" in markdown(sheet("__init__"))
+
+
+def test_csv_reads_back_as_it_was():
+    rows = list(csv.reader(io.StringIO(as_csv(sheet(NASTY + ', "quoted"\nline')))))
+    assert rows == [["label", "ppl"], [NASTY + ', "quoted"\nline', "2.6131"]]
