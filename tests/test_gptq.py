@@ -1,0 +1,170 @@
+"""GPTQ: what its equations promise, and parity with a column-by-column reference in float64."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from bitsweep.errors import UserError
+from bitsweep.linear import QuantTensor
+from bitsweep.methods.gptq import GPTQ, inverse_factor
+from bitsweep.spec import PER_CHANNEL, PER_TENSOR, QuantSpec
+
+W4 = QuantSpec(4, 32)
+PLAIN = GPTQ(act_order=False, static_groups=False)
+
+
+def layer(out_features: int = 48, in_features: int = 160, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """A weight and the Hessian of correlated inputs whose energy differs between columns."""
+    random = torch.Generator().manual_seed(seed)
+    mix = torch.randn(in_features, in_features, generator=random)
+    energy = torch.linspace(0.2, 3.0, in_features)[torch.randperm(in_features, generator=random)]
+    inputs = (torch.randn(600, in_features, generator=random) @ mix * energy).float()
+    weight = 0.1 * torch.randn(out_features, in_features, generator=random)
+    return weight, inputs.T @ inputs / len(inputs)
+
+
+def objective(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
+    """tr((W - Q) H (W - Q)^T), what GPTQ minimises."""
+    error = (weight - rounded).double()
+    return float(((error @ hessian.double()) * error).sum())
+
+
+def reference(weight: Tensor, hessian: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Codes, and what they stand for, of optimal brain quantization: float64, explicit inverse.
+
+    Damping 0.01; asymmetric 4-bit grids with float32 scales, fitted to the updated weights. (In a
+    symmetric grid the largest weight of a group lies on a tie, -7.5, which float64 and float32
+    break differently.)
+    """
+    weight, hessian = weight.double().clone(), hessian.double()
+    columns = weight.shape[1]
+    inverse = torch.linalg.inv(
+        hessian + 0.01 * hessian.diagonal().mean() * torch.eye(columns, dtype=torch.float64)
+    )
+    codes, rounded = torch.empty_like(weight), torch.empty_like(weight)
+    for j in range(columns):
+        if j % group_size == 0:
+            group = weight[:, j : j + group_size]
+            low, high = group.amin(1).clamp(max=0), group.amax(1).clamp(min=0)
+            scale = ((high - low) / 15).float().double()
+            zero = (-low / scale).round()
+        codes[:, j] = (weight[:, j] / scale + zero).round().clamp(0, 15)
+        rounded[:, j] = (codes[:, j] - zero) * scale
+        error = (weight[:, j] - rounded[:, j]) / inverse[j, j]
+        weight -= error[:, None] * inverse[j][None, :]
+        inverse = inverse - inverse[:, j : j + 1] * inverse[j : j + 1, :] / inverse[j, j]
+        inverse[j, j] = 1.0  # done: its row and column are zero, and are not used again
+    return codes, rounded
+
+
+@pytest.mark.parametrize("group_size", [160, 32, 48])
+@pytest.mark.parametrize("block_size", [128, 32, 7])
+def test_codes_are_those_of_the_column_by_column_reference(
+    group_size: int, block_size: int
+) -> None:
+    weight, hessian = layer()
+    spec = QuantSpec(4, group_size, scale_dtype="float32", ragged=True)
+    ours = replace(PLAIN, block_size=block_size).quantize(weight, hessian, spec)
+    codes, rounded = reference(weight, hessian, group_size)
+    best = objective(weight, rounded, hessian)
+    assert objective(weight, ours.dequantize(), hessian) == pytest.approx(best, rel=1e-3)
+    assert float((ours.codes == codes).double().mean()) >= 0.999
+
+
+def test_acting_in_order_is_the_reference_on_ordered_columns() -> None:
+    weight, hessian = layer()
+    order = hessian.diagonal().argsort(descending=True)
+    spec = QuantSpec(4, 32, scale_dtype="float32")
+    ours = GPTQ(static_groups=False).quantize(weight, hessian, spec)
+    codes, _ = reference(weight[:, order], hessian[order][:, order], 32)
+    assert ours.permutation is not None
+    assert torch.equal(ours.permutation, order)
+    assert float((ours.codes[:, order] == codes).double().mean()) >= 0.999
+
+
+@pytest.mark.parametrize("method", [PLAIN, GPTQ(), GPTQ(static_groups=False)], ids=str)
+def test_a_diagonal_hessian_gives_round_to_nearest(method: GPTQ) -> None:
+    weight, hessian = layer()
+    apart = torch.diag(hessian.diagonal())
+    ours = method.quantize(weight, apart, W4)
+    if ours.permutation is None:
+        nearest = QuantTensor.quantize(weight, W4).dequantize()
+    else:  # groups of columns in another order, rounded to nearest
+        moved = QuantTensor.quantize(weight[:, ours.permutation], W4).dequantize()
+        nearest = torch.empty_like(moved).index_copy_(1, ours.permutation, moved)
+    assert torch.equal(ours.dequantize(), nearest)
+
+
+@pytest.mark.parametrize("method", [PLAIN, GPTQ(), GPTQ(static_groups=False)], ids=str)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("group_size", [PER_TENSOR, PER_CHANNEL, 32])
+def test_the_objective_is_below_that_of_rounding(method: GPTQ, bits: int, group_size: int) -> None:
+    weight, hessian = layer()
+    spec = QuantSpec(bits, group_size)
+    ours = objective(weight, method.quantize(weight, hessian, spec).dequantize(), hessian)
+    nearest = objective(weight, QuantTensor.quantize(weight, spec).dequantize(), hessian)
+    assert ours < nearest
+
+
+def test_static_groups_are_those_of_the_weights_before() -> None:
+    weight, hessian = layer()
+    ours = GPTQ().quantize(weight, hessian, W4)
+    nearest = QuantTensor.quantize(weight, W4)
+    assert ours.permutation is None
+    assert all(torch.equal(ours.params[name], nearest.params[name]) for name in nearest.params)
+    assert not torch.equal(ours.codes, nearest.codes)
+
+
+@pytest.mark.parametrize("method", [PLAIN, GPTQ(), GPTQ(static_groups=False)], ids=str)
+def test_the_block_size_changes_speed_only(method: GPTQ) -> None:
+    weight, hessian = layer()
+    whole = replace(method, block_size=160).quantize(weight, hessian, W4)
+    pieces = replace(method, block_size=10).quantize(weight, hessian, W4)
+    assert float((whole.codes == pieces.codes).double().mean()) > 0.999
+
+
+def test_a_column_without_input_is_rounded_to_nearest() -> None:
+    weight, hessian = layer()
+    hessian[7], hessian[:, 7] = 0, 0
+    ours = GPTQ().quantize(weight, hessian, W4)
+    assert torch.equal(ours.codes[:, 7], QuantTensor.quantize(weight, W4).codes[:, 7])
+
+
+def test_the_factor_is_that_of_the_damped_inverse() -> None:
+    _, hessian = layer()
+    factor = inverse_factor(hessian, 0.01).double()
+    damped = hessian.double()
+    damped += 0.01 * damped.diagonal().mean() * torch.eye(160, dtype=torch.float64)
+    assert torch.equal(factor, factor.triu())
+    torch.testing.assert_close(factor.T @ factor, damped.inverse(), rtol=1e-3, atol=1e-5)
+
+
+def test_a_hessian_that_is_not_positive_definite_raises_the_damping(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hessian = torch.tensor([[1.0, 2.0], [2.0, 1.0]])  # eigenvalues 3 and -1
+    with caplog.at_level(logging.WARNING):
+        factor = inverse_factor(hessian, 0.2, "layer")
+    assert caplog.messages == ["layer: Hessian not positive definite, damping raised to 2"]
+    torch.testing.assert_close(factor.T @ factor, (hessian + 2 * torch.eye(2)).inverse())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prefix": "none"}, "method.prefix=none: use quantized or full_precision"),
+        (
+            {"true_sequential": True, "prefix": "full_precision"},
+            "method.true_sequential=true: needs method.prefix=quantized",
+        ),
+        ({"damping": 0.0}, "method.damping, block_size: above 0, at least 1"),
+    ],
+)
+def test_impossible_options_name_their_key(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        GPTQ(**options)  # type: ignore[arg-type]

@@ -1,0 +1,253 @@
+"""The contract of every method: applied to each YAML of ``conf/method`` that is found on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import yaml
+from torch import Tensor
+
+from bitsweep import formats, policies
+from bitsweep.artifacts import Artifacts
+from bitsweep.calibration import Calibration, CalibrationSpec
+from bitsweep.data import TextSource
+from bitsweep.errors import UserError
+from bitsweep.linear import QuantTensor
+from bitsweep.methods import Method
+from bitsweep.models import Model
+from bitsweep.policies import Policy, Rule
+from bitsweep.spec import PER_CHANNEL, Plan, QuantSpec
+
+FILES = sorted((Path(__file__).parents[1] / "conf" / "method").glob("*.yaml"))
+AXES = {f.name for f in dataclasses.fields(QuantSpec)} - {"zero", "ragged"}
+AXES |= {"policy", "misfit", "calibration", "seed"}
+UNIFORM = Policy("uniform", (Rule(role="linear"),))
+ALL = Policy("all", (Rule(),))
+SOME = Policy("some", (Rule(role="ffn"), Rule(role="head", bits=8, group_size=PER_CHANNEL)))
+W4 = QuantSpec(4, 32)
+
+
+def target(values: dict[str, Any]) -> type:
+    module, _, name = values["_target_"].rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def make(file: Path) -> Method:
+    values = yaml.safe_load(file.read_text())
+    return target(values)(**{key: item for key, item in values.items() if key != "_target_"})
+
+
+every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+every_method = pytest.mark.parametrize(
+    "method", [make(f) for f in FILES], ids=[f.stem for f in FILES]
+)
+every_quantizer = pytest.mark.parametrize(
+    "method",
+    [make(file) for file in FILES if "policy" not in make(file).ignores],
+    ids=[file.stem for file in FILES if "policy" not in make(file).ignores],
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("methods")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Model:
+    return tiny.load("llama", folder)
+
+
+@pytest.fixture(scope="module")
+def spec(folder: Path) -> CalibrationSpec:
+    path = folder / "text.txt"
+    path.write_text("".join(random.Random(0).choices("etaoin shrdlu", k=4096)))
+    return CalibrationSpec(TextSource("letters", str(path)), windows=16, window=64)
+
+
+def quantize(
+    method: Method,
+    model: Model,
+    calibration: CalibrationSpec,
+    spec: QuantSpec = W4,
+    policy: Policy = UNIFORM,
+    misfit: str = "error",
+) -> Model:
+    """``model`` after ``method``, as ``run.py`` does it."""
+    plan = policies.make(policy, model, method.resolve(spec), misfit)
+    result = method(model.copy(), plan, Calibration(model, calibration, Artifacts(None)))
+    assert result.plan is plan
+    policies.audit(result, plan)
+    return result
+
+
+def codes(model: Model, name: str) -> QuantTensor:
+    quant = model.get(name).quant
+    assert isinstance(quant, QuantTensor)
+    return quant
+
+
+def weight_error(before: Model, after: Model, plan: Plan) -> float:
+    def moved(name: str) -> Tensor:
+        return (before.weight(name) - after.weight(name)).square().sum()
+
+    return math.fsum(float(moved(name)) for name in plan.layers)
+
+
+@every_file
+def test_the_yaml_lists_every_option_with_its_default(file: Path) -> None:
+    values = yaml.safe_load(file.read_text())
+    cls = target(values)
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    assert values.keys() - {"_target_"} == defaults.keys()
+    if cls.__module__.rpartition(".")[2] == file.stem:  # other files of one class are variants
+        assert {key: values[key] for key in defaults} == defaults
+    else:
+        assert {key: values[key] for key in defaults} != defaults
+
+
+@every_file
+def test_the_yaml_opens_with_one_line_that_says_what_it_is(file: Path) -> None:
+    first, second = file.read_text().splitlines()[:2]
+    assert first.startswith("# ")
+    assert first.endswith(".")
+    assert second.startswith("_target_: ")
+
+
+@every_method
+def test_a_method_says_what_it_is(method: Method) -> None:
+    assert method.version >= 1
+    assert method.ignores <= AXES
+    assert not (method.calibrated and "calibration" in method.ignores)
+    assert type(method).__doc__
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        method.anything = 1  # type: ignore[attr-defined]
+
+
+@every_method
+def test_what_a_method_stores_it_stores_again(method: Method) -> None:
+    once = method.resolve(W4)
+    assert method.resolve(once) == once
+    assert method.skip(once) is None
+    assert formats.get(once.format).skip(once) is None
+
+
+@every_method
+def test_the_source_and_the_random_state_are_left_alone(
+    method: Method, model: Model, spec: CalibrationSpec
+) -> None:
+    before = {name: value.clone() for name, value in model.module.state_dict().items()}
+    parameters = {name: id(value) for name, value in model.module.named_parameters()}
+    states = torch.get_rng_state(), random.getstate()
+    quantize_or_cast(method, model, spec)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert {name: id(value) for name, value in model.module.named_parameters()} == parameters
+    after = model.module.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def quantize_or_cast(method: Method, model: Model, spec: CalibrationSpec) -> Model:
+    if "policy" in method.ignores:
+        return method(model.copy(), Plan(), Calibration(model, spec, Artifacts(None)))
+    return quantize(method, model, spec)
+
+
+@every_quantizer
+def test_planned_layers_are_quantized_and_all_others_are_the_same_tensors(
+    method: Method, model: Model, spec: CalibrationSpec
+) -> None:
+    result = quantize(method, model, spec, policy=SOME)
+    assert result.plan is not None
+    assert len(result.plan.layers) == 2 * 3 + 1
+    for name in model.layers:
+        if name in result.plan.layers:
+            assert codes(result, name).spec == result.plan.layers[name].weight
+        else:
+            assert result.get(name).weight is model.get(name).weight
+
+
+@every_quantizer
+def test_two_runs_agree_bit_for_bit(method: Method, model: Model, spec: CalibrationSpec) -> None:
+    first, second = quantize(method, model, spec), quantize(method, model, spec)
+    for name in first.plan.layers if first.plan else ():
+        one, two = codes(first, name).pack(), codes(second, name).pack()
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@every_quantizer
+def test_more_bits_less_weight_error(method: Method, model: Model, spec: CalibrationSpec) -> None:
+    errors = []
+    for bits in (2, 3, 4, 8):
+        result = quantize(method, model, spec, QuantSpec(bits, 32))
+        assert result.plan is not None
+        errors.append(weight_error(model, result, result.plan))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0] / 1000
+
+
+@every_quantizer
+@pytest.mark.parametrize("misfit", ["per_channel", "ragged"])
+def test_a_group_that_does_not_fit_is_made_to(
+    method: Method, model: Model, spec: CalibrationSpec, misfit: str
+) -> None:
+    result = quantize(method, model, spec, QuantSpec(8, 48), misfit=misfit)
+    assert result.plan is not None
+    for name in result.plan.layers:
+        torch.testing.assert_close(result.weight(name), model.weight(name), atol=0.05, rtol=0)
+
+
+@every_quantizer
+def test_saved_codes_stand_for_the_same_weights(
+    method: Method, model: Model, spec: CalibrationSpec
+) -> None:
+    result = quantize(method, model, spec)
+    for name in result.plan.layers if result.plan else ():
+        quant = codes(result, name)
+        again = QuantTensor.unpack(quant.pack(), quant.spec, tuple(quant.shape))
+        assert torch.equal(again.dequantize(), result.weight(name))
+
+
+@every_quantizer
+def test_eight_bits_hardly_change_the_logits(
+    method: Method, model: Model, spec: CalibrationSpec
+) -> None:
+    result = quantize(method, model, spec, QuantSpec(8, 32), policy=ALL)
+    ids = torch.arange(64).view(1, 64)
+    with torch.no_grad():
+        before, after = model.module(ids).logits, result.module(ids).logits
+    # a step is about 1/50 of a weight's spread, so a layer is off by about 0.6 %, 16 of them by 2.5
+    assert float((after - before).std() / before.std()) < 0.05
+
+
+@every_quantizer
+@pytest.mark.parametrize("name", ["gpt2", "llama_tied"])
+def test_a_tied_pair_stays_one_tensor_and_the_model_generates(
+    method: Method, name: str, folder: Path, spec: CalibrationSpec
+) -> None:
+    tied = tiny.load(name, folder)
+    assert tied.tied
+    result = quantize(method, tied, spec, policy=ALL)
+    ends = [layer.name for layer in tied.layers.values() if layer.block is None]
+    assert codes(result, ends[0]) is codes(result, ends[1])
+    out = result.module.generate(torch.tensor([[72, 101]]), max_new_tokens=4, do_sample=False)
+    assert out.shape == (1, 6)
+
+
+@every_quantizer
+def test_a_broken_checkpoint_is_named(
+    method: Method, model: Model, spec: CalibrationSpec, folder: Path
+) -> None:
+    broken = tiny.load("llama", folder / "broken")
+    broken.weight("model.layers.1.mlp.up_proj")[3, 5] = math.nan
+    with pytest.raises(UserError, match=r"model.path=.*: model.layers.1.mlp.up_proj has weights"):
+        quantize(method, broken, spec)
