@@ -52,12 +52,6 @@ def test_a_file_that_is_no_record_is_named(tmp_path):
         store.records()
 
 
-def test_a_record_over_16_kb_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="16 kB"):
-        Store(tmp_path).put(record(provenance={"x": "y" * 20_000}), [])
-    assert not list((tmp_path).glob("records/*"))
-
-
 def test_a_place_that_is_a_file_is_refused_before_any_work(tmp_path):
     (tmp_path / "results").write_text("")
     with pytest.raises(UserError, match="results_dir="):

@@ -51,14 +51,20 @@ class Metric:
             raise ValueError(f"{self.name}={self.value}: a metric is a finite number or a reason")
 
     def to_json(self) -> dict[str, Any]:
-        value = asdict(self)
-        del value["name"]
-        return value
+        """Without the name, which is its key in the Record, and without what is None."""
+        return {k: v for k, v in asdict(self).items() if k != "name" and v is not None}
 
     @classmethod
     def from_json(cls, name: str, value: Mapping[str, Any]) -> Metric:
-        delta = value["delta"]
-        return cls(**{**value, "name": name, "delta": None if delta is None else Delta(**delta)})
+        delta = value.get("delta")
+        return cls(
+            **{
+                "value": None,
+                **value,
+                "name": name,
+                "delta": None if delta is None else Delta(**delta),
+            }
+        )
 
 
 @dataclass

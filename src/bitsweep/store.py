@@ -19,8 +19,6 @@ from bitsweep.artifacts import write_atomically
 from bitsweep.errors import UserError
 from bitsweep.record import Record
 
-RECORD_CAP_BYTES = 16_000
-
 
 class Store:
     """The Records of one experiment, below ``<results_dir>/<experiment>``."""
@@ -63,8 +61,6 @@ class Store:
             record.details_sha256 = hashlib.sha256(packed).hexdigest()
             write_atomically(self.details_path(record.run_id), lambda p: _write(p, packed))
         body = _dump(record)
-        if len(body) > RECORD_CAP_BYTES:
-            raise ValueError(f"Record {record.run_id} has {len(body)} bytes, over 16 kB")
         write_atomically(self.record_path(record.run_id), lambda p: _write(p, body))
 
     def get(self, run_id: str) -> Record | None:
@@ -109,10 +105,19 @@ class Store:
 
 
 def _dump(record: Record) -> bytes:
-    text = json.dumps(
-        record.to_json(), sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False
-    )
-    return (text + "\n").encode("utf-8")
+    """Readable and small: a line for each field, and for each metric."""
+
+    def line(value: Any) -> str:
+        return json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False)
+
+    fields = []
+    for key, value in sorted(record.to_json().items()):
+        if key == "metrics" and value:
+            rows = ",\n".join(f"  {line(name)}: {line(value[name])}" for name in sorted(value))
+            fields.append(f' "metrics": {{\n{rows}\n }}')
+        else:
+            fields.append(f" {line(key)}: {line(value)}")
+    return ("{\n" + ",\n".join(fields) + "\n}\n").encode("utf-8")
 
 
 def _pack(details: list[dict[str, Any]]) -> bytes:
