@@ -173,7 +173,8 @@ def test_a_point_without_an_engine_has_empty_cells_with_the_reason(llama: Model)
     assert {m.value for m in found.metrics} == {None}
     assert {m.reason for m in found.metrics} == {
         "no packed kernel for model.embed_tokens and 15 more layers "
-        "(torch_int4: it has 3 bits, not 4; torch_int8: it has 3 bits, not 8)"
+        "(torch_int4: it has 3 bits, not 4; torch_int4_pair: it multiplies, and this is an "
+        "embedding; torch_int8: it has 3 bits, not 8)"
     }
     assert found.details == []
 

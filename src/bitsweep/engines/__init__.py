@@ -185,7 +185,7 @@ def failure(name: str) -> str | None:
     try:
         layer = next(
             layer
-            for bits, group in ((4, 32), (8, -1))
+            for bits, group in ((4, 32), (8, 32), (8, -1))
             for quant in [QuantTensor.quantize(weight, QuantSpec(bits=bits, group_size=group))]
             for layer in [QuantLinear(quant, None, torch.float32).to(kernel.device)]
             if kernel.refuses(layer) is None
