@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import logging
+import random
 from dataclasses import replace
 
 import pytest
+import tiny
 import torch
 from torch import Tensor
 
+from bitsweep import policies
+from bitsweep.artifacts import Artifacts
+from bitsweep.calibration import Block, Calibration, CalibrationSpec, Hessian
+from bitsweep.data import TextSource
 from bitsweep.errors import UserError
-from bitsweep.linear import QuantTensor
+from bitsweep.linear import QuantTensor, quantized_spec
 from bitsweep.methods.gptq import GPTQ, inverse_factor
-from bitsweep.spec import PER_CHANNEL, PER_TENSOR, QuantSpec
+from bitsweep.models import Model
+from bitsweep.policies import Policy, Rule
+from bitsweep.spec import PER_CHANNEL, PER_TENSOR, Plan, QuantSpec
 
 W4 = QuantSpec(4, 32)
 PLAIN = GPTQ(act_order=False, static_groups=False)
@@ -20,11 +28,11 @@ PLAIN = GPTQ(act_order=False, static_groups=False)
 
 def layer(out_features: int = 48, in_features: int = 160, seed: int = 0) -> tuple[Tensor, Tensor]:
     """A weight and the Hessian of correlated inputs whose energy differs between columns."""
-    random = torch.Generator().manual_seed(seed)
-    mix = torch.randn(in_features, in_features, generator=random)
-    energy = torch.linspace(0.2, 3.0, in_features)[torch.randperm(in_features, generator=random)]
-    inputs = (torch.randn(600, in_features, generator=random) @ mix * energy).float()
-    weight = 0.1 * torch.randn(out_features, in_features, generator=random)
+    draw = torch.Generator().manual_seed(seed)
+    mix = torch.randn(in_features, in_features, generator=draw)
+    energy = torch.linspace(0.2, 3.0, in_features)[torch.randperm(in_features, generator=draw)]
+    inputs = (torch.randn(600, in_features, generator=draw) @ mix * energy).float()
+    weight = 0.1 * torch.randn(out_features, in_features, generator=draw)
     return weight, inputs.T @ inputs / len(inputs)
 
 
@@ -168,3 +176,58 @@ def test_a_hessian_that_is_not_positive_definite_raises_the_damping(
 def test_impossible_options_name_their_key(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         GPTQ(**options)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------ in a model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return tiny.load("llama", tmp_path_factory.mktemp("gptq"))
+
+
+@pytest.fixture(scope="module")
+def calibration(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(random.Random(0).choices("etaoin shrdlu", k=2048)))
+    spec = CalibrationSpec(TextSource("letters", str(path)), windows=8, window=64)
+    return Calibration(model, spec, Artifacts(None))
+
+
+def uniform(model: Model, bits: int) -> Plan:
+    return policies.make(Policy("uniform", (Rule(role="linear"),)), model, QuantSpec(bits, 32))
+
+
+@pytest.mark.parametrize("true_sequential", [False, True])
+def test_true_sequential_layers_see_what_those_before_them_became(
+    model: Model,
+    calibration: Calibration,
+    true_sequential: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy, observe, seen = model.copy(), Block.observe, {}
+
+    def noting(self: Block, names: list[str], statistic: type[Hessian]) -> dict[str, Hessian]:
+        quantized = {name for name in model.sequential(self.index)[0] if is_quantized(copy, name)}
+        seen.update({name: len(quantized) for name in names})
+        return observe(self, names, statistic)
+
+    monkeypatch.setattr(Block, "observe", noting)
+    GPTQ(true_sequential=true_sequential)(copy, uniform(model, 4), calibration)
+    for block in ("model.layers.0", "model.layers.1"):
+        assert seen[f"{block}.self_attn.q_proj"] == 0  # how many of q, k, v are quantized by then
+        assert seen[f"{block}.self_attn.o_proj"] == (3 if true_sequential else 0)
+
+
+def is_quantized(model: Model, name: str) -> bool:
+    return quantized_spec(model.get(name)) is not None
+
+
+def test_the_two_prefixes_differ_from_the_second_block_on(
+    model: Model, calibration: Calibration
+) -> None:
+    plan = uniform(model, 2)
+    one = GPTQ()(model.copy(), plan, calibration)
+    two = GPTQ(prefix="full_precision")(model.copy(), plan, calibration)
+    same = {name: torch.equal(one.weight(name), two.weight(name)) for name in plan.layers}
+    assert [name for name in same if same[name]] == [n for n in same if "layers.0." in n]

@@ -226,7 +226,7 @@ class Calibration:
         readers: dict[int, list[str]] = {}
         for name, shared in found.items():
             readers.setdefault(id(shared), []).append(name)
-        return {",".join(names): found[names[0]].value() for names in readers.values()}
+        return {",".join(names): found[names[0]].value().cpu() for names in readers.values()}
 
 
 def _nothing() -> None:
