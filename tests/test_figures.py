@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import records
 
-from bitsweep.report import figures
+from bitsweep.report import figures, labels
 from bitsweep.report.frame import frame
 
 
@@ -67,3 +67,12 @@ def test_each_model_has_a_figure_of_its_own():
 
 def test_without_a_point_there_is_no_figure():
     assert list(figures.figures(frame([records.record(status="failed", reason="x")]))) == []
+
+
+def test_a_legend_drops_long_options_unless_two_would_be_called_alike():
+    long, other = "gptq_fp (prefix=full_precision)", "gptq_fp (prefix=quantized x=1)"
+    assert labels.short(["rtn (clip=mse)", long]) == {
+        "rtn (clip=mse)": "rtn (clip=mse)",
+        long: "gptq_fp",
+    }
+    assert labels.short([long, other]) == {long: long, other: other}

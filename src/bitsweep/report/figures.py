@@ -41,6 +41,7 @@ STYLE: dict[str, Any] = {
     "xtick.labelsize": 6.5,
     "ytick.labelsize": 6.5,
     "legend.fontsize": 6.5,
+    "legend.title_fontsize": 7.5,
     "axes.linewidth": 0.6,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -164,19 +165,24 @@ def _front(
     for row, mark in points:
         _point(axes, row, mark, x, y, looks[labels.grid(row, names)])
     present = {labels.grid(row, names) for row, _ in points}
-    for name in (n for n in looks if n in present):
+    called = labels.short([name for name in looks if name in present])
+    for name, text in called.items():
         color, marker = looks[name]
-        axes.plot([], [], marker, color=color, ms=4, ls="", label=name)
-    axes.plot([], [], "o", mfc="none", mec=INK, ms=4, ls="", mew=0.8, label="tied")
+        axes.plot([], [], marker, color=color, ms=4, ls="", label=text)
+    if any(mark == "tied" for _, mark in points):
+        axes.plot([], [], "o", mfc="none", mec=INK, ms=4, ls="", mew=0.8, label="tied")
     if x == "decode_vs_bf16":
         axes.axvline(1, color=FAINT, lw=0.7, ls=":")
     axes.set_xlabel(x_label)
     low, high = axes.get_xlim()
     room = 0.18 * (high - low)  # for the names beside the front's outermost point
     axes.set_xlim(low - (0 if higher else room), high + (room if higher else 0))
-    axes.legend(frameon=False, loc="upper left" if higher else "upper right", handletextpad=0.1)
-    if title:
-        axes.set_title(title, loc="left")
+    wide = max(map(len, called.values())) > 9
+    axes.legend(
+        title=title or None, alignment="left", frameon=False, ncols=2 if wide else 5,
+        loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.1, borderpad=0.2,
+        handletextpad=0.1, columnspacing=1.2,
+    )  # fmt: skip
     _name_front(axes, [row for row, mark in points if mark == "front"], x, y, higher)
     return figure
 
@@ -320,7 +326,7 @@ def _panel(
     axes.set_xlim(-0.5, len(bits) - 0.5)
     axes.set_ylim(len(methods) - 0.5, -0.5)
     axes.set_xticks(range(len(bits)), [f"{b:g}" for b in bits])
-    axes.set_yticks(range(len(methods)), methods)
+    axes.set_yticks(range(len(methods)), labels.short(methods).values())
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -15,6 +15,7 @@ Row = Mapping[str, Any]
 SPELLED_OUT = {"model", "method", "method_options", "bits", "group_size", "policy", "label"}
 """Axes that have a column or a place of their own; the others are named where they vary."""
 
+LEGEND_CAP = 22
 IN_WEIGHTS = {"format", "symmetric", "scale_dtype"}
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -73,6 +74,15 @@ def grid(row: Row, axes: Sequence[str] = ()) -> str:
     if row.get("scale_dtype") not in (None, "float16"):
         words.append(f"{row['scale_dtype']} scale")
     return " ".join(words)
+
+
+def short(names: Sequence[str]) -> dict[str, str]:
+    """Name -> what a legend calls it: a long one loses its options where it stays the only one."""
+    bare = [name.partition(" (")[0] for name in names]
+    return {
+        name: cut if len(name) > LEGEND_CAP and bare.count(cut) == 1 else name
+        for name, cut in zip(names, bare, strict=True)
+    }
 
 
 def weights(row: Row) -> str:

@@ -37,4 +37,4 @@ def _commit(record: Record) -> str:
 
 def _machine(record: Record) -> str:
     device, threads = record.provenance.get("device"), record.provenance.get("threads")
-    return f"{device} with {threads} threads" if device else ""
+    return f"{device} with {threads} thread{'s' * (threads != 1)}" if device else ""

@@ -69,10 +69,10 @@ def _padded(row: Sequence[str], widths: Sequence[int], align: Sequence[str]) -> 
 
 
 def _md(text: str) -> str:
-    """Nothing may open a tag, code or emphasis; an underscore within a word is harmless."""
+    """Nothing may open a tag, a link, code or emphasis; `_` within a word is harmless."""
     text = " ".join(text.split()).replace("\\", "\\\\")
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    text = re.sub(r"([`*\[\]])", r"\\\1", text)
+    text = re.sub(r"([`*])", r"\\\1", text).replace("](", "]\\(")
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
 
 

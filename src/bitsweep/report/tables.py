@@ -97,7 +97,7 @@ def change(row: Row, metric: str, kind: str | None, scale: float = 1.0) -> str:
     if itself or any(labels.missing(v) for v in values):
         return ""
     value, lo, hi = ((v - 1) * 100 if kind == "ratio" else v * scale for v in values)  # type: ignore[operator]
-    digits = 3 if abs(value) < 0.1 else 2 if abs(value) < 10 else 1
+    digits = 3 if kind == "ratio" and abs(value) < 0.1 else 2 if abs(value) < 10 else 1
     return f"{signed(value, digits)} [{signed(lo, digits)}, {signed(hi, digits)}]"
 
 
@@ -278,9 +278,12 @@ def _protocols(frame: pd.DataFrame, used: Sequence[str]) -> Iterable[str]:
     signatures = frame.attrs.get("signatures", {})
     for model, found in signatures.items():
         of = f" of {model}" if len(signatures) > 1 else ""
+        alike: dict[str, list[str]] = {}
         for metric in dict.fromkeys(used):
             if metric in found:
-                yield f"{metric}{of}: {found[metric]}"
+                alike.setdefault(found[metric], []).append(metric)
+        for signature, names in alike.items():
+            yield f"{', '.join(names)}{of}: {signature}"
 
 
 def heat(frame: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -78,10 +78,11 @@ def _table(frame: pd.DataFrame, rows: list[dict[str, Any]], model: str) -> Any:
     unit = "Δ %" if kind == "ratio" else "Δ"
     for head in ("bits/w", "MiB", "ppl", unit, *([SPEED_HEADS[speed]] if speed else [])):
         table.add_column(head, justify="right", no_wrap=True)
+    names = labels.short(list(dict.fromkeys(labels.method(row, axes) for row in rows)))
     shown = [row for row in rows if row["front"] in ("reference", "front")]
     for row in sorted(shown, key=lambda r: (r["front"] == "front", r.get("file_mib") or 0.0)):
         cells = [
-            labels.method(row, axes),
+            names[labels.method(row, axes)],
             labels.weights(row),
             str(row.get("policy") or ""),
             number(row.get("bits_per_weight")),
