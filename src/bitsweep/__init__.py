@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,3 +33,14 @@ def load(*patterns: str) -> pd.DataFrame:
     from bitsweep import report
 
     return report.load(*patterns)
+
+
+class _Package(ModuleType):
+    """``bitsweep.run`` stays the function when Python binds the module ``run.py`` to that name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "run" or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitsweep.axes import GROUPS
 from bitsweep.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "config"
 EXPERIMENTS = "experiments"
+MERGED = f"+{EXPERIMENTS}@_global_="
+"""How Hydra is told to merge an experiment at the top, without a header in the file.
+
+Hydra reads ``# @package _global_`` on a file's first line only, which is where the question stands.
+"""
 
 
 def conf_dir() -> Path:
@@ -90,13 +96,15 @@ def choices(known: Sequence[str]) -> str:
 def hydra_app(overrides: Sequence[str], extra_dir: str | None = None) -> Iterator[Hydra]:
     """Hydra's application over our ``conf``; Hydra's global state is put back afterwards.
 
-    ``+experiments=NAME`` among the ``overrides`` adds the folder in which that experiment lies;
-    ``extra_dir`` is a folder of the user's own groups (``--config-dir``), which go first.
+    An experiment among the ``overrides`` (as :func:`normal` writes it) adds the folder in which
+    it lies. ``extra_dir`` (``--config-dir``) is a folder of the user's own groups, which add
+    choices and hide none of ours.
     Built by hand instead of by ``hydra.main``, whose way with errors is a traceback.
     """
     from hydra import version
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_search_path import SearchPathQuery
     from hydra.core.global_hydra import GlobalHydra
 
     version.setbase("1.3")
@@ -104,11 +112,12 @@ def hydra_app(overrides: Sequence[str], extra_dir: str | None = None) -> Iterato
     if extra_dir is not None:
         if not Path(extra_dir).is_dir():
             raise UserError(f"--config-dir {extra_dir}: no such folder")
-        path.prepend(provider="command-line", path=f"file://{Path(extra_dir).resolve()}")
+        place = f"file://{Path(extra_dir).resolve()}"
+        path.prepend("command-line", place, anchor=SearchPathQuery(provider="schema"))
     for override in overrides:
-        key, _, name = override.partition("=")
-        if key == f"+{EXPERIMENTS}":
-            path.append(provider=EXPERIMENTS, path=f"file://{experiment_root(name)}")
+        if override.startswith(MERGED):
+            place = f"file://{experiment_root(override.removeprefix(MERGED))}"
+            path.prepend(EXPERIMENTS, place, anchor=SearchPathQuery(provider="schema"))
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -125,13 +134,40 @@ def experiment_overrides(name: str) -> list[str]:
     return [f"+{EXPERIMENTS}={name}", f"experiment={name}"]
 
 
+def normal(overrides: Sequence[str]) -> list[str]:
+    """The overrides as Hydra wants them: ``+experiments=NAME`` is merged at the top.
+
+    Raises:
+        UserError: a group is set to null, on which Hydra has no message.
+    """
+    for override in overrides:
+        group, _, choice = override.partition("=")
+        if group in GROUPS and choice in ("null", ""):
+            raise UserError(f"{override}: takes one of {', '.join(group_files(group))}")
+    short = f"+{EXPERIMENTS}="
+    return [
+        MERGED + item.removeprefix(short) if item.startswith(short) else item for item in overrides
+    ]
+
+
+def typed(overrides: Sequence[str]) -> list[str]:
+    """The overrides as a user types them: :func:`normal` undone, without Hydra's own keys."""
+    short = f"+{EXPERIMENTS}="
+    return [
+        short + item.removeprefix(MERGED) if item.startswith(MERGED) else item
+        for item in overrides
+        if not item.startswith("hydra")
+    ]
+
+
 def compose(overrides: Sequence[str], extra_dir: str | None = None) -> DictConfig:
     """One point's configuration, with Hydra's own node (``hydra.runtime.choices``) in it."""
     from hydra.types import RunMode
 
+    overrides = normal(overrides)
     with hydra_app(overrides, extra_dir) as hydra, one_line_errors():
         return hydra.config_loader.load_configuration(
-            config_name=CONFIG_NAME, overrides=list(overrides), run_mode=RunMode.RUN
+            config_name=CONFIG_NAME, overrides=overrides, run_mode=RunMode.RUN
         )
 
 
@@ -140,15 +176,23 @@ def plain_config(config: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
     from omegaconf import DictConfig, OmegaConf
 
     with one_line_errors():
-        for missing in sorted(OmegaConf.missing_keys(config)):
-            if not missing.startswith("hydra."):
-                raise UserError(f"{missing}: must be given; write {missing}=VALUE")
         taken = OmegaConf.to_container(config.hydra.runtime.choices)
         bare = DictConfig({k: v for k, v in config.items_ex(resolve=False) if k != "hydra"})
         values = OmegaConf.to_container(bare, resolve=True)
     assert isinstance(values, dict)
     assert isinstance(taken, dict)
+    for missing in _missing(values):
+        raise UserError(f"{missing}: must be given; write {missing}=VALUE")
     return {str(k): v for k, v in values.items()}, {str(k): str(v) for k, v in taken.items()}
+
+
+def _missing(values: Any, where: str = "") -> Iterator[str]:
+    """Keys whose YAML says ``???``: a value that only the user knows."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _missing(value, f"{where}.{key}" if where else str(key))
+    elif values == "???":
+        yield where
 
 
 @contextmanager
@@ -189,8 +233,6 @@ def explain(error: Exception) -> str:
 
 def _no_such_choice(path: str, options: Sequence[str]) -> str:
     group, _, choice = path.rpartition("/")
-    if group == EXPERIMENTS:
-        options = sorted(experiments())
     return f"{group}={choice}: no such {group}{nearest(choice, options)}{choices(options)}"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bitsweep.compose import one_line_errors
@@ -68,7 +68,9 @@ def literal(value: Any) -> str:
     text = str(value)
     if BARE.fullmatch(text) and text.lower() not in ("null", "true", "false", "nan", "inf"):
         return text
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    # Hydra unescapes a backslash only in front of a quote.
+    body = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text)
+    return f"'{body}'"
 
 
 def _grids(grids: Any) -> list[Mapping[str, Any]]:
@@ -105,9 +107,3 @@ def _given(arguments: Sequence[str], config_loader: Any) -> Axes:
             else:
                 raise UserError(f"{line}: takes a list of values; an interval has no end of them")
     return given
-
-
-def describe(overrides: Iterable[str]) -> str:
-    """The overrides that tell a point to people: none of Hydra's, no experiment."""
-    hidden = ("hydra", "+experiments=", "experiment=")
-    return " ".join(item for item in overrides if not item.startswith(hidden))

@@ -43,9 +43,13 @@ class Progress:
         counts = [f"{fates['run']} to run"]
         counts += [f"{fates[fate]} {fate}" for fate in ("done", "refused", "merged") if fates[fate]]
         self.console.print(f"{len(candidates)} points: {', '.join(counts)}  ({wall_s:.1f} s)")
+        told: dict[str, list[str]] = {}
         for candidate in candidates:
             if candidate.reason:
-                self.console.print(f"{candidate.fate}: {candidate.label}: {candidate.reason}")
+                told.setdefault(f"{candidate.fate}: {candidate.reason}", []).append(candidate.label)
+        for reason, labels in told.items():
+            others = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+            self.console.print(f"{reason}  ({labels[0]}{others})")
         self._began = time.perf_counter()
 
     def start(self, label: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bitsweep import config, tracking
 from bitsweep.artifacts import Artifacts, cache_root
 from bitsweep.axes import AXES
-from bitsweep.compose import CONFIG_NAME, hydra_app, one_line_errors
+from bitsweep.compose import CONFIG_NAME, hydra_app, normal, one_line_errors, typed
 from bitsweep.config import Job, command_line
 from bitsweep.errors import Refused, UserError
 from bitsweep.grid import expand
@@ -76,17 +76,13 @@ def survey(
     for overrides in expand(grids, arguments, config_loader):
         with one_line_errors():
             composed = config_loader.load_sweep_config(master, overrides)
-        job = config.job(composed, command_line("run", _typed(overrides)))
+        job = config.job(composed, command_line("run", typed(overrides)))
         _check_once(job, artifacts, checked)
         candidate = _judge(overrides, job, artifacts, seen)
         if candidate.prepared is not None:
             seen.setdefault(_name(candidate.prepared), candidate)
         found.append(candidate)
     return found
-
-
-def _typed(overrides: Sequence[str]) -> list[str]:
-    return [item for item in overrides if not item.startswith("hydra")]
 
 
 def _check_once(job: Job, artifacts: Artifacts, checked: set[str]) -> None:
@@ -192,7 +188,7 @@ class Session:
         taken = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
         assert isinstance(values, dict)
         plain = {str(key): value for key, value in values.items()}
-        return self.execute(config.parse(plain, taken, command_line("run", _typed(overrides))))
+        return self.execute(config.parse(plain, taken, command_line("run", typed(overrides))))
 
     def execute(self, job: Job) -> Outcome:
         """Run the missing Records of one valid point, mirror them, print its line."""
@@ -278,7 +274,7 @@ def launch(overrides: Sequence[str], session: Session, extra_dir: str | None = N
     Raises:
         UserError: a mistake in any point, before the first one starts.
     """
-    lines = [*overrides, "hydra.mode=MULTIRUN"]
-    with hydra_app(overrides, extra_dir) as hydra, one_line_errors():
+    lines = [*normal(overrides), "hydra.mode=MULTIRUN"]
+    with hydra_app(lines, extra_dir) as hydra, one_line_errors():
         hydra.multirun(config_name=CONFIG_NAME, task_function=session, overrides=lines)
     return session

@@ -15,6 +15,7 @@ from bitsweep.compose import (
     experiment_overrides,
     experiments,
     hydra_app,
+    normal,
     one_line_errors,
 )
 from bitsweep.config import command_line, job
@@ -81,13 +82,14 @@ def named(arguments: Sequence[str], verb: str) -> tuple[str, list[str]]:
 
 
 def _show_configuration(given: argparse.Namespace) -> None:
-    with hydra_app(given.overrides, given.config_dir) as hydra, one_line_errors():
+    overrides = normal(given.overrides)
+    with hydra_app(overrides, given.config_dir) as hydra, one_line_errors():
         if given.info:
-            hydra.show_info(given.info, config_name=CONFIG_NAME, overrides=given.overrides)
+            hydra.show_info(given.info, config_name=CONFIG_NAME, overrides=overrides)
             return
         hydra.show_cfg(
             config_name=CONFIG_NAME,
-            overrides=given.overrides,
+            overrides=overrides,
             cfg_type=given.cfg,
             package=given.package,
             resolve=given.resolve,

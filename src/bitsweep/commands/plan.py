@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bitsweep import cli
 from bitsweep.commands.launch import named, parser
-from bitsweep.compose import CONFIG_NAME, experiment_overrides, hydra_app, one_line_errors
+from bitsweep.compose import CONFIG_NAME, experiment_overrides, hydra_app, normal, one_line_errors
 from bitsweep.progress import duration
 from bitsweep.store import Store
 
@@ -50,6 +50,7 @@ def _survey(overrides: list[str], config_dir: str | None, artifacts: Artifacts) 
 
     from bitsweep.sweep import survey
 
+    overrides = normal(overrides)
     with hydra_app(overrides, config_dir) as hydra, one_line_errors():
         master = hydra.compose_config(
             config_name=CONFIG_NAME,

@@ -1,7 +1,8 @@
 """``hydra/sweeper: grid``: expands grids, lets the session choose, launches what is left.
 
-Every Hydra application in the environment imports this file, so it imports nothing heavy. Hydra does
-so without entering it in ``sys.modules``, which dataclasses with string annotations do not survive.
+Every Hydra application in the environment imports this file, so it imports nothing heavy. Hydra
+does so without entering it in ``sys.modules``, which dataclasses with string annotations do not
+survive.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,110 @@
+"""Where the YAML lies, and Hydra's errors in one line. Every shipped file composes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bitsweep import compose as composing
+from bitsweep.axes import GROUPS
+from bitsweep.compose import compose, conf_dir, experiments, group_files, plain_config
+from bitsweep.config import job
+from bitsweep.errors import UserError
+
+GIVEN = {
+    ("data", "text"): ["data.path=x.txt"],
+    ("calibration", "text"): ["calibration.source.path=x.txt"],
+}
+"""What a file marks as the user's to give."""
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"), [(group, choice) for group in GROUPS for choice in group_files(group)]
+)
+def test_every_configuration_file_makes_a_job(group: str, choice: str) -> None:
+    composed = compose([f"{group}={choice}", *GIVEN.get((group, choice), [])])
+    values, taken = plain_config(composed)
+    assert taken[group] == choice
+    assert job(composed).point.seed == values["seed"]
+
+
+@pytest.mark.parametrize("name", sorted(experiments()))
+def test_every_experiment_file_composes(name: str) -> None:
+    values, _ = plain_config(compose([f"+experiments={name}", f"experiment={name}"]))
+    assert values["experiment"] == name
+    assert values["grids"]
+
+
+@pytest.mark.parametrize("group", [group for group in GROUPS if group not in ("experiments",)])
+def test_every_configuration_file_opens_with_one_line_about_itself(group: str) -> None:
+    for path in group_files(group).values():
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        assert first.startswith("# "), path
+        assert len(first) > 10, path
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("bitz=4", "bitz=4: no such key; did you mean bits?"),
+        ("model.pth=x", "model.pth=x: no such key; did you mean model.path"),
+        ("method=gptqq", r"method=gptqq: no such method; did you mean gptq or .*\(choices: .*rtn"),
+        ("policy=zzzzzz", r"policy=zzzzzz: no such policy \(choices: .*by_role"),
+        ("bits=2,3", "bits=2,3: several values are a sweep; use bitsweep run -m"),
+        ("bits=[", r"bits=\[: not an override; write key=value"),
+        ("+bits=3", r"\+bits: is there already; write bits=VALUE without the \+"),
+        ("+experiments=deno", "deno: no such experiment; did you mean demo"),
+        ("calibration=text", "calibration.source.path: must be given; write calibration.source"),
+        ("model=null", "model=null: takes one of .*reference"),
+    ],
+)
+def test_hydras_errors_are_one_line_with_the_nearest_names(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        job(compose([override]))
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_yaml_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("a: [1\nb: {\n")
+    with pytest.raises(UserError) as caught:
+        compose(["method=mine"], str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_the_users_own_adds_choices(tmp_path: Path) -> None:
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "mine.yaml").write_text("rules:\n  - {role: head}\n")
+    values, taken = plain_config(compose(["policy=mine"], str(tmp_path)))
+    assert (taken["policy"], values["policy"]) == ("mine", {"rules": [{"role": "head"}]})
+
+
+def test_the_working_directorys_experiment_hides_the_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = composing.experiment_root("demo")
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "demo.yaml").write_text("# @package _global_\nseed: 7\n")
+    assert shipped != tmp_path
+    assert composing.experiment_root("demo") == tmp_path
+    assert plain_config(compose(["+experiments=demo"]))[0]["seed"] == 7
+
+
+def test_bitsweep_conf_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITSWEEP_CONF", str(tmp_path))
+    with pytest.raises(UserError, match=r"has no config\.yaml"):
+        conf_dir()
+    (tmp_path / "config.yaml").touch()
+    assert conf_dir() == tmp_path
+
+
+def test_another_hydra_application_in_the_process_survives() -> None:
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        before = GlobalHydra.instance().hydra
+        compose([])
+        assert GlobalHydra.instance().hydra is before

@@ -1,0 +1,164 @@
+"""A multirun, really launched by Hydra: what runs, what does not, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from desk import Desk, lay
+
+import bitsweep
+from bitsweep import cli, compose
+from bitsweep.methods.rtn import RTN
+from bitsweep.sweep import Session, launch
+
+GRID = "grids:\n  - {method: [rtn, hqq], bits: [3, 4], symmetric: [true, false]}\n"
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.chdir(tmp_path)
+    return lay(tmp_path)
+
+
+def swept(desk: Desk, *overrides: str) -> Session:
+    return launch(desk.overrides(*overrides), Session())
+
+
+def fates(session: Session) -> Counter[str]:
+    return Counter(candidate.fate for candidate in session.candidates)
+
+
+def test_valid_points_run_and_impossible_ones_become_rows(desk: Desk) -> None:
+    session = swept(desk, "bits=3,4", "group_size=64,48", "experiment=mixed")
+    assert fates(session) == {"run": 2, "refused": 2}
+    records = [json.loads(path.read_text()) for path in desk.records("mixed")]
+    assert Counter(record["status"] for record in records) == {"ok": 2, "refused": 2}
+    reasons = {record["reason"] for record in records if record["status"] == "refused"}
+    assert all("group_size=48 does not divide" in reason for reason in reasons)
+
+
+def test_points_that_differ_in_what_a_method_ignores_are_one(desk: Desk) -> None:
+    session = swept(desk, "method=full_precision", "bits=3,4")
+    assert fates(session) == {"run": 1, "merged": 1}
+    reason = next(c.reason for c in session.candidates if c.fate == "merged")
+    assert reason == "same point as full_precision: full_precision ignores bits"
+
+
+def test_a_point_listed_twice_runs_once(desk: Desk) -> None:
+    desk.experiment("twice", "grids:\n  - {bits: [3, 4]}\n  - {bits: 4}\n")
+    session = swept(desk, *compose.experiment_overrides("twice"))
+    assert fates(session) == {"run": 2, "merged": 1}
+    assert session.candidates[-1].reason.endswith("listed twice")
+
+
+def test_a_second_sweep_launches_nothing(desk: Desk) -> None:
+    swept(desk, "bits=3,4")
+    before = [path.read_bytes() for path in desk.records("adhoc")]
+    again = swept(desk, "bits=3,4")
+    assert fates(again) == {"done": 2}
+    assert again.outcomes == []
+    assert [path.read_bytes() for path in desk.records("adhoc")] == before
+
+
+def test_force_measures_again(desk: Desk) -> None:
+    swept(desk, "bits=3")
+    assert fates(swept(desk, "bits=3", "force=true")) == {"run": 1}
+
+
+def test_a_failing_point_is_a_row_and_the_others_run(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = RTN.__call__
+
+    def broken(self: RTN, model, plan, calibration):  # type: ignore[no-untyped-def]
+        if any(spec.weight.bits == 3 for spec in plan.layers.values()):
+            raise RuntimeError("no memory")
+        return really(self, model, plan, calibration)
+
+    monkeypatch.setattr(RTN, "__call__", broken)
+    arguments = ("-m", "bits=3,4", "experiment=broken")
+    assert cli.dispatch(["run", *desk.overrides(*arguments)]) == cli.FAILED
+    records = [json.loads(path.read_text()) for path in desk.records("broken")]
+    assert {r["point"]["bits"]: r["status"] for r in records} == {3: "failed", 4: "ok"}
+    assert next(r["reason"] for r in records if r["reason"]) == "RuntimeError: no memory"
+
+    monkeypatch.undo()  # mended: the relaunch does the failed one alone
+    os.chdir(desk.folder)
+    session = swept(desk, "bits=3,4", "experiment=broken")
+    assert fates(session) == {"run": 1, "done": 1}
+    assert not session.failed
+
+
+def test_a_mistake_in_the_last_point_stops_the_first_from_starting(desk: Desk) -> None:
+    arguments = desk.overrides("-m", "experiment=never", "method=rtn,hqq,gptqq")
+    assert cli.dispatch(["run", *arguments]) == cli.MISTAKE
+    assert desk.records("never") == []
+
+
+def test_a_rule_without_a_match_stops_a_sweep_before_it_starts(desk: Desk) -> None:
+    rules = "policy.rules=[{name: nothing.like.this}]"
+    arguments = desk.overrides("-m", "experiment=never", "bits=3,4", rules)
+    assert cli.dispatch(["run", *arguments]) == cli.MISTAKE
+    assert desk.records("never") == []
+
+
+def test_nothing_but_results_is_left_in_the_working_directory(desk: Desk) -> None:
+    before = {path.name for path in desk.folder.iterdir()}
+    swept(desk, "bits=3,4")
+    assert {path.name for path in desk.folder.iterdir()} - before == {"results"}
+
+
+def test_a_point_alone_equals_the_same_point_in_a_sweep(desk: Desk) -> None:
+    swept(desk, "bits=3,4", "experiment=together")
+    bitsweep.run(*desk.overrides("bits=3", "experiment=alone"))
+    (alone,) = (json.loads(path.read_text()) for path in desk.records("alone"))
+    together = json.loads(
+        (desk.folder / f"results/together/records/{alone['run_id']}.json").read_text()
+    )
+    for record in (alone, together):
+        for key in ("provenance", "timings", "experiment"):
+            del record[key]
+    assert alone == together
+
+
+def test_the_recorded_command_makes_the_point_again(desk: Desk) -> None:
+    desk.experiment("one", "grids:\n  - {bits: [3]}\n")
+    session = swept(desk, *compose.experiment_overrides("one"))
+    (record,) = session.outcomes[0].records
+    command = record.provenance["command"].split()
+    assert command[:2] == ["bitsweep", "run"]
+    (again,) = bitsweep.run(*command[2:])
+    assert again.run_id == record.run_id
+
+
+def test_run_from_python_returns_records_every_time(desk: Desk) -> None:
+    first = bitsweep.run(*desk.overrides("bits=4"))
+    second = bitsweep.run(*desk.overrides("bits=4"))
+    assert [record.run_id for record in first] == [record.run_id for record in second]
+    assert first[0].metrics["ppl/text"].value is not None
+
+
+def test_the_tracker_sees_new_records_only(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitsweep.tracking.none import NoTracker
+
+    seen: list[str] = []
+    monkeypatch.setattr(NoTracker, "log", lambda self, record, say: seen.append(record.run_id))
+    swept(desk, "bits=3")
+    swept(desk, "bits=3,4")
+    assert len(seen) == len(set(seen)) == 2
+
+
+def test_a_tracker_that_fails_costs_no_point(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitsweep.tracking.none import NoTracker
+
+    def unreachable(self: NoTracker, record: object, say: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(NoTracker, "log", unreachable)
+    session = swept(desk, "bits=3,4")
+    assert not session.failed
+    assert len(desk.records("adhoc")) == 2
