@@ -108,6 +108,15 @@ def test_engines_share_a_column_and_are_named_in_one():
     assert list(table["engine"]) == ["torch_int8", "torch_int4"]
 
 
+def test_the_dtype_of_what_is_not_quantized_is_the_points_not_the_protocols():
+    rows = []
+    for bits, dtype in ((4, "float32"), (8, "bfloat16")):
+        size = records.number("resident_mib", 1.0)
+        size = type(size)(**{**vars(size), "signature": f"resident_mib|untouched:{dtype}|v1"})
+        rows.append(records.record("rtn", bits, metrics=[size]))
+    assert list(frame(rows)["resident_mib"]) == [1.0, 1.0]
+
+
 def test_two_prompts_do_not_share_a_column():
     with pytest.raises(UserError, match="decode_ms: two protocols"):
         frame([timed("latency|engine:a|prompt:128", 4), timed("latency|engine:a|prompt:512", 8)])

@@ -22,6 +22,9 @@ REFERENCE = "full_precision"
 HARDWARE = ("engine", "threads", "device")
 Machines = dict[tuple[str, int | None], str]
 ENGINE = re.compile(r"\|engine:([^|]*)")
+OF_THE_POINT = re.compile(r"\|(engine|untouched):[^|]*")
+"""Parts of a signature that say what the point is (its engine, its dtype), not how it is measured."""
+
 ORDER = ("method", "method_options", "transforms", "recover", "format", "policy")
 
 
@@ -77,7 +80,7 @@ def _model_names(records: Sequence[Record]) -> dict[str, str]:
 def _signatures(
     records: Sequence[Record], names: dict[str, str], machines: Machines
 ) -> dict[str, dict[str, str]]:
-    """model -> column -> its one signature, in which ``engine`` is a column of its own."""
+    """model -> column -> its one signature, without what it says of the point itself."""
     seen: dict[str, dict[str, str]] = defaultdict(dict)
     origin: dict[tuple[str, str], str] = {}
     for record in records:
@@ -86,7 +89,7 @@ def _signatures(
             if metric.value is None:
                 continue
             model, column = names[record.run_id], metric.name + suffix
-            signature = ENGINE.sub("", metric.signature)
+            signature = OF_THE_POINT.sub("", metric.signature)
             first = seen[model].setdefault(column, signature)
             where = origin.setdefault((model, column), record.experiment)
             if first != signature:
