@@ -23,7 +23,7 @@ HARDWARE = ("engine", "threads", "device")
 Machines = dict[tuple[str, int | None], str]
 ENGINE = re.compile(r"\|engine:([^|]*)")
 OF_THE_POINT = re.compile(r"\|(engine|untouched):[^|]*")
-"""Parts of a signature that say what the point is (its engine, its dtype), not how it is measured."""
+"""Parts of a signature that say what the point is, not how it was measured."""
 
 ORDER = ("method", "method_options", "transforms", "recover", "format", "policy")
 
