@@ -80,7 +80,8 @@ class TextSource:
         return all(getattr(self, key) == getattr(other, key) for key in keys)
 
     def _where(self) -> dict[str, Any]:
-        content = file_digest(self.path) if is_file(self.path, self.split) else None
+        file = is_file(self.path, self.split)
+        content = content_digest(self.name, self.path) if file else None
         return {"source": self, "content": content}
 
     def _read(self, artifacts: Artifacts) -> str:
