@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -247,4 +247,4 @@ def _failed(prepared: Prepared, kind: Kind, error: Exception) -> Record:
     record.run_id, record.point_id, record.kind = prepared.run_ids[kind], prepared.point_id, kind
     trace = "".join(traceback.format_exception(error))
     record.provenance["traceback"] = trace[-6000:]
-    return cast(Record, record)
+    return record
