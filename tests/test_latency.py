@@ -190,9 +190,7 @@ def test_a_prompt_longer_than_the_context_is_not_timed(llama: Model) -> None:
     ("spec", "engine"),
     [(None, "dense"), (QuantSpec(8), "torch_int8"), (QuantSpec(4), "torch_int4")],
 )
-def test_a_real_model_is_timed(
-    spec: QuantSpec | None, engine: str, llama: Model, tmp_path: Path
-) -> None:
+def test_a_real_model_is_timed(spec: QuantSpec | None, engine: str, llama: Model) -> None:
     model = llama if spec is None else quantize(llama, spec)
     found = measure(Latency(prompts=(16,), tokens=2, rounds=3, seconds=0), model, llama)
     assert f"|engine:{engine}|" in found.metrics[0].signature
@@ -200,6 +198,17 @@ def test_a_real_model_is_timed(
         assert metric.value is not None
         assert metric.lo is not None
         assert 0 < metric.lo <= metric.value <= (metric.hi or 0)
+
+
+def test_full_precision_is_timed_on_every_device(device: str, tmp_path: Path) -> None:
+    model = tiny.load("llama", tmp_path, device=device)
+    found = measure(Latency(prompts=(16,), tokens=2, rounds=3, seconds=0), model, model)
+    assert all(metric.value is not None and metric.value > 0 for metric in found.metrics)
+
+
+def test_the_engine_is_named_by_the_machine_and_not_by_the_protocol() -> None:
+    data: Any = None
+    assert "engine" not in Latency().identity(data, Artifacts(None))
 
 
 def test_baselines_are_made_once_for_a_checkpoint(llama: Model) -> None:

@@ -7,6 +7,10 @@ exactly its spec, so that a mix by role runs as well. It is named after the kern
 ``torch_int4+torch_int8``. ``dense`` runs what has no quantized layer, in its own dtype.
 
     engine, reason = choose("auto", model)
+
+How far a packed model is from ``dense``: computing in bf16 at all moves the perplexity of models of
+3 M and 260 k parameters by 0.02 to 0.2 % (25,600 tokens of TinyStories, standard error 0.03 %); the
+packed kernels are within 0.14 % of ``dense`` in bf16, 0.05 % at the median of eight settings.
 """
 
 from __future__ import annotations
