@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,15 +93,17 @@ def parse(values: Mapping[str, Any], taken: Mapping[str, str], command: str = ""
 
 
 def check(job: Job, artifacts: Artifacts) -> None:
-    """What needs a look at the machine: device and texts. Loads no model, writes nothing.
+    """What needs a look at the machine: device, folder, texts. Loads no model, writes nothing.
 
     Raises:
-        UserError: no such GPU, a text that is missing, or calibration on the measured text.
+        UserError: no such GPU, no place for results, a missing text, or calibration on the
+            measured one.
     """
     from bitsweep.data import check_calibration
 
     point = job.point
     check_device(point.model.device)
+    check_folder(point.results_dir)
     point.data.check()
     if point.method.calibrated:
         if point.calibration.source.path == "":
@@ -110,6 +113,16 @@ def check(job: Job, artifacts: Artifacts) -> None:
             )
         point.calibration.source.check()
         check_calibration(point.calibration.source, point.data, artifacts)
+
+
+def check_folder(results_dir: Path) -> None:
+    """Raises UserError where no folder can be made. Makes none: ``plan`` asks this as well."""
+    place = next(path for path in (results_dir, *results_dir.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UserError(
+            f"results_dir={results_dir}: can not write there; "
+            "choose another folder with results_dir=PATH"
+        )
 
 
 def check_device(device: str) -> None:

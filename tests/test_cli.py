@@ -1,0 +1,266 @@
+"""The verbs, their exit codes, and how fast the door opens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from desk import Desk, lay
+
+from bitsweep import cli
+from bitsweep.axes import AXES, GROUPS
+from bitsweep.commands.look import LISTS
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.chdir(tmp_path)
+    return lay(tmp_path)
+
+
+def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """``python -m bitsweep`` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "bitsweep", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("verb", ["", *cli.VERBS])
+def test_help_shows_without_torch_in_under_a_second_of_work(verb: str) -> None:
+    code = (
+        "import sys, time; from bitsweep import cli; "
+        f"code = cli.dispatch({[verb, '--help'] if verb else ['--help']!r}); "
+        "heavy = {'torch', 'transformers', 'wandb', 'pandas', 'lm_eval'} & set(sys.modules); "
+        "assert not heavy, heavy; assert time.process_time() < 1, time.process_time(); "
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout or f"bitsweep {verb}" in done.stdout
+
+
+def test_help_shows_every_axis_with_its_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.dispatch(["--help"]) == cli.OK
+    page = capsys.readouterr().out
+    for key in (*GROUPS, *AXES):
+        assert f"\n  {key}=" in page
+    for choice in ("gptq", "by_role", "power_of_two", "per_channel", "torch_int4", "wandb"):
+        assert choice in page
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from bitsweep import __version__
+
+    assert cli.dispatch(["--version"]) == cli.OK
+    assert capsys.readouterr().out == f"bitsweep {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["swep", "demo"], "swep: no such verb; did you mean sweep"),
+        (["run", "bitz=4"], "bitz=4: no such key; did you mean bits?"),
+        (["run", "bits=99"], "bits=99: takes a number"),
+        (["run", "method=gptqq"], "did you mean gptq"),
+        (["run", "--nonsense"], "bitsweep run: unrecognized arguments: --nonsense"),
+        (["run", "--config-dir", "nowhere"], "--config-dir nowhere: no such folder"),
+        (["sweep"], "sweep: takes the NAME of an experiment first; there are"),
+        (["sweep", "bits=3"], "sweep: takes the NAME of an experiment first"),
+        (["sweep", "deno"], "deno: no such experiment; did you mean demo"),
+        (["list", "method"], "list method: takes one of methods"),
+        (["show", "abc"], "show abc: give at least 4 digits"),
+        (["show", "abcd"], "show abcd: no such Record below results"),
+        (["report", "nothing"], "report nothing: no Records in results/nothing"),
+        (["-sc"], "-sc: takes install=bash"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.dispatch(arguments) == cli.MISTAKE
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+def test_a_refused_point_by_itself_is_one_line_and_leaves_nothing(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert desk("run", "group_size=48", "experiment=none") == cli.MISTAKE
+    said = capsys.readouterr().err
+    assert "group_size=48 does not divide in_features=128" in said
+    assert said.count("\n") == 1
+    assert not (desk.folder / "results" / "none").exists()
+
+
+def test_results_that_can_not_be_written_are_found_first(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (desk.folder / "file").touch()
+    assert desk("run", "results_dir=file") == cli.MISTAKE
+    assert "results_dir=file: can not write there" in capsys.readouterr().err
+
+
+def test_hydra_full_error_shows_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitsweep.errors import UserError
+
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(UserError):
+        cli.dispatch(["run", "bitz=4"])
+
+
+def test_one_point_says_its_numbers_and_what_to_type_next(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert desk("run", "bits=3") == cli.OK
+    said = capsys.readouterr().out
+    assert "[1/1] rtn w3g64 uniform  ppl " in said
+    (record,) = desk.records("adhoc")
+    assert f"bitsweep show {record.stem[:12]}" in said
+
+    assert desk("show", record.stem[:6]) == cli.OK
+    shown = capsys.readouterr().out
+    assert record.stem in shown
+    assert "model.layers.0.self_attn.q_proj" in shown
+    assert "ppl/text" in shown
+
+    assert desk("run", "bits=3") == cli.OK
+    assert "measured before" in capsys.readouterr().out
+
+
+def test_a_sweep_ends_in_a_report_and_plan_runs_nothing(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk.experiment(
+        "asked", "grids:\n  - {method: full_precision}\n  - {bits: [3, 4], group_size: [64, 48]}\n"
+    )
+    assert desk("plan", "asked") == cli.OK
+    planned = capsys.readouterr().out
+    assert "5 points: 3 to run, 2 refused; about" in planned
+    assert "rough" in planned
+    assert "does not divide" in planned
+    assert not (desk.folder / "results").exists()
+
+    assert desk("sweep", "asked") == cli.OK
+    said = capsys.readouterr().out
+    assert "5 points: 3 to run, 2 refused" in said
+    assert "[3/3] rtn w4g64 uniform" in said
+    table = (desk.folder / "results/asked/tables/main.md").read_text(encoding="utf-8")
+    assert "full_precision" in table or "full precision" in table
+    assert "Is asked asked?" in (desk.folder / "results/asked/README.md").read_text()
+
+    assert desk("plan", "asked", "force=true") == cli.OK
+    assert "median of earlier Records" in capsys.readouterr().out
+    assert desk("plan", "asked") == cli.OK
+    assert "5 points: 0 to run, 3 done, 2 refused\n" in capsys.readouterr().out
+    assert desk("report", "asked") == cli.OK
+
+
+def test_a_sweep_of_which_every_point_is_refused_is_a_mistake(desk: Desk) -> None:
+    assert desk("plan", "group_size=48,24") == cli.OK
+    arguments = desk.overrides("-m", "group_size=48,24")
+    assert cli.dispatch(["run", *arguments]) == cli.MISTAKE
+
+
+@pytest.mark.parametrize("what", LISTS)
+def test_every_listed_thing_has_one_line(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.dispatch(["list", what]) == cli.OK
+    lines = capsys.readouterr().out.splitlines()
+    assert lines
+    for line in lines:
+        name, _, text = line.partition("  ")
+        assert name, line
+        assert len(text.split()) >= 3, line
+
+
+def test_doctor_finds_nothing_broken_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.dispatch(["doctor"]) == cli.OK
+    said = capsys.readouterr().out
+    assert all(line.split()[0] in ("ok", "warn") for line in said.splitlines())
+    for topic in ("bitsweep", "packages", "conf", "cpu", "engine", "wandb", "results", "cache"):
+        assert f" {topic} " in said
+
+
+def test_cfg_job_prints_the_configuration_and_runs_nothing(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.dispatch(["run", "--cfg", "job", "bits=3"]) == cli.OK
+    assert "\nbits: 3\n" in capsys.readouterr().out
+    assert cli.dispatch(["run", "--cfg", "job", "-p", "method", "--resolve"]) == cli.OK
+    assert "_target_: bitsweep.methods.rtn.RTN" in capsys.readouterr().out
+    assert not (desk.folder / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("bitsweep sw", ["sweep"]),
+        ("bitsweep sweep de", ["demo"]),
+        ("bitsweep list pol", ["policies"]),
+        ("bitsweep run method=gp", ["method=gptq", "method=gptq_fp"]),
+        ("bitsweep sweep demo policy=by", ["policy=by_role"]),
+    ],
+)
+def test_completion_offers_verbs_names_and_choices(
+    line: str,
+    offered: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    assert cli.dispatch(["-sc", "query=bash"]) == cli.OK
+    assert capsys.readouterr().out.split() == offered
+
+
+def test_completion_installs_for_the_console_script() -> None:
+    script = Path(sys.executable).parent / "bitsweep"
+    if not script.exists():
+        pytest.skip("the console script is not installed here")
+    done = subprocess.run([script, "-sc", "install=bash"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "hydra_bash_completion bitsweep" in done.stdout
+
+
+def test_an_interrupted_sweep_keeps_what_is_finished_and_says_how_to_go_on(desk: Desk) -> None:
+    arguments = desk.overrides("-m", "seed=range(0,16)", "bits=4", "calibration=default")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bitsweep", "run", *arguments, "method=gptq"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("[1/"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == cli.STOPPED
+    assert "finished points are kept; go on with: bitsweep run model.path=llama" in said
+    assert "Traceback" not in said
+    assert desk.records("adhoc")
+
+
+def test_exit_code_reaches_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    started = time.perf_counter()
+    done = shell("run", "bitz=4")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "bitsweep: bitz=4: no such key; did you mean bits?\n"
+    assert time.perf_counter() - started < 60
