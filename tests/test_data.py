@@ -52,7 +52,7 @@ def test_byte_counts_end_with_the_bytes_of_the_text(model, text, artifacts):
 def test_a_tokenizer_without_begin_token_refuses_bos_stream(model, text, artifacts):
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.bos_token = None
-    with pytest.raises(UserError, match="data.bos=none"):
+    with pytest.raises(UserError, match=r"data\.bos=none"):
         stream(text, dataclasses.replace(model, tokenizer=tokenizer), artifacts, "stream")
 
 

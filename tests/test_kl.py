@@ -78,3 +78,10 @@ def test_a_large_vocabulary_runs_the_reference_again_with_the_same_numbers(
     stored = KL()(other, reference)
     monkeypatch.setattr(kl, "STORED_BYTES", 0)
     assert KL()(other, reference) == stored
+
+
+def test_measuring_leaves_gradients_on(model, reference, monkeypatch):
+    monkeypatch.setattr(kl, "STORED_BYTES", 0)  # two passes at a time
+    KL()(uniform(model), reference)
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()

@@ -99,7 +99,7 @@ def test_a_hub_data_set_out_of_reach_is_one_line_that_says_what_works(memory, mo
         raise ConnectionError("Couldn't reach the hub\nsecond line")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(UserError, match="data=text data.path=FILE") as caught:
+    with pytest.raises(UserError, match=r"data=text data\.path=FILE") as caught:
         TextSource("w", "org/name", split="test").text(memory)
     assert "\n" not in str(caught.value)
 

@@ -7,7 +7,7 @@ from bitsweep import stats
 
 
 def losses(n=40, seed=0):
-    """Summed losses of ``n`` windows of 100 tokens that are unequally hard, about 2 nats a token."""
+    """Summed losses of ``n`` windows of 100 tokens, unequally hard, about 2 nats a token."""
     random = np.random.default_rng(seed)
     return 200 + 40 * random.standard_normal(n), np.full(n, 100.0)
 

@@ -120,13 +120,11 @@ def test_a_name_that_no_one_knows_is_one_line(artifacts, tmp_path, monkeypatch):
     import lm_eval.tasks
 
     class Nothing:
-        task_index: dict = {}  # scanning lm-eval's thousands of YAMLs takes seconds
-
         def __init__(self, **_):
-            pass
+            self.task_index = {}  # scanning lm-eval's thousands of YAMLs takes seconds
 
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", Nothing)
-    with pytest.raises(UserError, match="data.questions=nonsense: neither a YAML"):
+    with pytest.raises(UserError, match=r"data\.questions=nonsense: neither a YAML"):
         questions.load(Data("d", questions=("nonsense",)), artifacts)
 
 

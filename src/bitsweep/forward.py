@@ -73,11 +73,16 @@ def log_probabilities(model: Model, windows: Tensor) -> Iterator[Tensor]:
 
 
 def _logits(model: Model, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of tokens ``(b, window)`` and their logits ``(b, window - 1, vocabulary)``."""
-    with torch.inference_mode():
-        for batch in windows.split(_batch(model, windows.shape[1])):
-            batch = batch.to(model.device)
-            yield batch, model.module(input_ids=batch, use_cache=False).logits[:, :-1]
+    """Batches of tokens ``(b, window)`` and their logits ``(b, window - 1, vocabulary)``.
+
+    Gradients are off inside a batch only: a generator that held such a block open over its
+    ``yield`` would leave it open in its caller.
+    """
+    for batch in windows.split(_batch(model, windows.shape[1])):
+        batch = batch.to(model.device)
+        with torch.no_grad():
+            logits = model.module(input_ids=batch, use_cache=False).logits[:, :-1]
+        yield batch, logits
 
 
 def _batch(model: Model, window: int) -> int:

@@ -79,7 +79,7 @@ def _batch(model: Model, prompts: list[list[int]], max_new_tokens: int, ends: _E
     rows = list(range(len(prompts)))  # rows still writing
     cache = DynamicCache(config=model.module.config)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    with torch.inference_mode():
+    with torch.no_grad():
         for _ in range(max_new_tokens):
             logits = _forward(model, ids, mask, positions, cache)
             tokens = logits[:, -1].argmax(-1).cpu()
