@@ -73,7 +73,7 @@ def test_rounding_to_nearest_gives_the_codes_of_compressed_tensors(
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec}-{spec.scale_dtype}")
 def test_rounding_to_nearest_differs_from_torchao_at_ties_only(spec: QuantSpec) -> None:
-    """It multiplies by the reciprocal of the scale, which moves a quotient by float32's last bit."""
+    """It multiplies by the reciprocal of the scale: a quotient moves by float32's last bit."""
     pytest.importorskip("torchao", reason="torchao is not installed; see benchmarks/parity")
     from torchao.quantization.quant_primitives import (
         MappingType,

@@ -1,0 +1,104 @@
+"""What every tool is given: the same model, token ids, weights, Hessians and settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bitsweep import data, models
+from bitsweep.artifacts import Artifacts
+from bitsweep.calibration import Calibration, CalibrationSpec, Hessian
+from bitsweep.data import TextSource
+from bitsweep.forward import scores
+from bitsweep.models import Model, ModelSource
+
+WINDOWS, WINDOW, SEED = 64, 512, 0
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The calibration's tokens make codes, ``evaluation`` int64 ``(n, window)`` judges them.
+
+    ``layers`` are the linear layers of the decoder's blocks, the head is left alone by all.
+    """
+
+    model: Model
+    calibration: Calibration
+    evaluation: Tensor
+    layers: tuple[str, ...]
+    hessians: dict[str, Tensor]
+    artifacts: Artifacts
+
+    def losses(self, weights: dict[str, Tensor]) -> Tensor:
+        """Summed nats of each evaluation window, with these dense weights in place.
+
+        Kept in the work folder by content, so that another run judges only what changed.
+        """
+        key = {"weights": _sha256(weights), "evaluation": _sha256({"tokens": self.evaluation})}
+        return self.artifacts.get("losses", key, lambda: {"losses": self._judge(weights)})["losses"]
+
+    def _judge(self, weights: dict[str, Tensor]) -> Tensor:
+        model = self.model.copy()
+        for name, weight in weights.items():
+            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            linear.weight = nn.Parameter(weight.float().clone(), requires_grad=False)
+            model.replace(name, linear)
+        return scores(model, self.evaluation).losses
+
+
+def load(model_path: Path, text: Path, work: Path) -> Inputs:
+    """The checkpoint, its calibration windows, the evaluation windows, full-precision Hessians."""
+    artifacts = Artifacts(work / "cache")
+    model = models.load(ModelSource(model_path.name, str(model_path)), artifacts)
+    train = TextSource("train", str(text / "tinystories_train_head.txt"), fold_newlines=True)
+    valid = TextSource("validation", str(text / "tinystories_val_head.txt"), fold_newlines=True)
+    calibration = Calibration(model, CalibrationSpec(train, WINDOWS, WINDOW, SEED), artifacts)
+    hessians: dict[str, Tensor] = {}
+    for index in range(len(model.blocks)):
+        for names, value in calibration.full_precision(index, Hessian).items():
+            hessians |= dict.fromkeys(names.split(","), value)
+    return Inputs(
+        model=model,
+        calibration=calibration,
+        evaluation=data.windows(data.tokens(valid, model, artifacts), WINDOW),
+        layers=tuple(layer.name for layer in model.layers.values() if layer.name in hessians),
+        hessians=hessians,
+        artifacts=artifacts,
+    )
+
+
+def write(inputs: Inputs, work: Path, settings: dict[str, Any]) -> None:
+    """Everything a peer's script reads, below ``work/in``."""
+    folder = work / "in"
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: inputs.model.weight(name).detach().clone() for name in inputs.layers}
+    layers = {f"{name}/weight": weight for name, weight in weights.items()}
+    layers |= {f"{name}/hessian": inputs.hessians[name].clone() for name in inputs.layers}
+    save_file({"tokens": inputs.calibration.tokens}, folder / "calibration.safetensors")
+    save_file(layers, folder / "layers.safetensors")
+    save_file(weights | _random(), folder / "weights.safetensors")
+    path = str(Path(inputs.model.source.path).resolve())
+    settings = {**settings, "model": path, "layers": inputs.layers}
+    (folder / "settings.json").write_text(json.dumps(settings, indent=1))
+
+
+def _sha256(tensors: dict[str, Tensor]) -> str:
+    content = hashlib.sha256()
+    for name in sorted(tensors):
+        content.update(name.encode() + tensors[name].contiguous().numpy().tobytes())
+    return content.hexdigest()
+
+
+def _random() -> dict[str, Tensor]:
+    """Weights off any grid: stories3M was published as int8, so it meets ties more than others."""
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(512, 512, generator=generator) * 0.02
+    tails = torch.randn(512, 512, generator=generator) ** 3 * 0.01
+    return {"random.normal": normal, "random.heavy_tails": tails}
