@@ -63,7 +63,9 @@ class Data:
     tasks_dir: str | None = None
 
     def check(self) -> None:
-        """Raise UserError for anything missing or unusable, reading nothing; before a sweep."""
+        """Raise UserError for anything missing or unusable, reading no text; before a sweep."""
+        from bitsweep import questions
+
         for text in self.texts.values():
             text.check()
         for task in self.tasks.values():
@@ -74,6 +76,7 @@ class Data:
             raise UserError(f"data.window={self.window}: a window needs at least 2 tokens")
         if self.tasks_dir is not None and not Path(self.tasks_dir).is_dir():
             raise UserError(f"data.tasks_dir={self.tasks_dir}: no such folder")
+        questions.check(self)
 
     def window_of(self, model: Model) -> int:
         """The window in tokens for ``model``.
