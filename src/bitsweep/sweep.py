@@ -20,6 +20,7 @@ from bitsweep.errors import Refused, UserError
 from bitsweep.grid import expand
 from bitsweep.progress import Progress
 from bitsweep.record import Record
+from bitsweep.spec import MISFITS
 from bitsweep.store import Store
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        return str(self.job.point.columns()["label"])
+        return title(self.job)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,14 @@ class Outcome:
     @property
     def failed(self) -> bool:
         return self.error is not None or any(r.status == "failed" for r in self.records)
+
+
+def title(job: Job) -> str:
+    """A point in a few words: ``rtn w4g32 uniform``, with ``ragged`` where that was asked."""
+    point = job.point
+    words = [str(point.columns()["label"])]
+    words += [point.misfit] * (point.misfit != MISFITS[0] and "misfit" not in point.method.ignores)
+    return " ".join(words)
 
 
 def survey(
@@ -195,7 +204,7 @@ class Session:
         from bitsweep.run import execute
 
         _set_threads(job)
-        label = str(job.point.columns()["label"])
+        label = title(job)
         store = Store(job.point.folder)
         new = self._missing(job, store)
         started = time.perf_counter()

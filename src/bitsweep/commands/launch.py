@@ -143,7 +143,9 @@ def _report(session: Session, command: str) -> None:
     if not session.candidates:
         return
     point = session.candidates[0].job.point
+    merged = [(c.label, c.reason) for c in session.candidates if c.fate == "merged"]
     try:
+        report.keep_merged(point.folder, merged)
         written = report.write(point.folder, question=question(point.experiment), command=command)
     except UserError as reason:
         print(f"no report: {reason}")
