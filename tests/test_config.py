@@ -98,7 +98,7 @@ def test_calibrating_on_the_measured_text_is_refused(tmp_path: Path) -> None:
 def test_a_method_that_calibrates_needs_a_text(tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("Some words. " * 20)
     job = a_job("data=text", f"data.path={tmp_path}/one.txt", "method=gptq")
-    with pytest.raises(UserError, match=r"give calibration\.source\.path=FILE"):
+    with pytest.raises(UserError, match=r"give data\.calibration_path=FILE"):
         check(job, Artifacts(None))
 
 

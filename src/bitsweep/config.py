@@ -19,7 +19,7 @@ from bitsweep.axes import AXES, KNOWN, RUN_KEYS, axis_choices
 from bitsweep.compose import choices as choices_text
 from bitsweep.compose import compose, conf_dir, group_files, nearest, plain_config
 from bitsweep.errors import UserError
-from bitsweep.point import Point
+from bitsweep.point import Point, options
 from bitsweep.spec import QuantSpec
 from bitsweep.strict import build, fit, show, target
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bitsweep.artifacts import Artifacts
     from bitsweep.calibration import CalibrationSpec
     from bitsweep.data import Data
+    from bitsweep.methods import Method
     from bitsweep.models import ModelSource
     from bitsweep.record import Record
     from bitsweep.tracking import Tracker
@@ -62,13 +63,14 @@ def parse(values: Mapping[str, Any], taken: Mapping[str, str], command: str = ""
     axes = {key: fit(key, values.get(key), hint) for key, hint in AXES.items()}
     _check_axes(axes, run)
     data = _data(taken["data"], _mapping("data", values))
+    method = target("method", values["method"], run["plugins"])
     point = Point(
         experiment=_folder_name(run["experiment"]),
         results_dir=Path(run["results_dir"]),
         model=_model(taken["model"], _mapping("model", values)),
         data=data,
         method_name=taken["method"],
-        method=target("method", values["method"], run["plugins"]),
+        method=method,
         spec=QuantSpec(
             bits=_whole(axes["bits"]),
             group_size=axes["group_size"],
@@ -86,6 +88,7 @@ def parse(values: Mapping[str, Any], taken: Mapping[str, str], command: str = ""
         misfit=axes["misfit"],
         engine=axes["engine"],
         seed=axes["seed"],
+        method_options=options(method, _preset(taken["method"], method, run["plugins"])),
         command=command,
     )
     tracker = target("tracker", values["tracker"], run["plugins"])
@@ -109,7 +112,7 @@ def check(job: Job, artifacts: Artifacts) -> None:
         if point.calibration.source.path == "":
             raise UserError(
                 f"calibration: data={point.data.name} has no text of its own to calibrate "
-                f"method={point.method_name} on; give calibration.source.path=FILE"
+                f"method={point.method_name} on; give data.calibration_path=FILE"
             )
         point.calibration.source.check()
         check_calibration(point.calibration.source, point.data, artifacts)
@@ -205,15 +208,24 @@ def _model(choice: str, value: Mapping[str, Any]) -> ModelSource:
     return source
 
 
-@functools.cache
 def _yaml_path(choice: str, otherwise: str) -> str:
     """``path`` in ``conf/model/<choice>.yaml``; ``otherwise`` for a file of the user's own."""
+    return str(_shipped("model", choice).get("path", otherwise))
+
+
+def _preset(choice: str, method: Method, plugins: Sequence[str]) -> Method:
+    """The method as its YAML has it; as its class has it, for a YAML of the user's own."""
+    values = _shipped("method", choice)
+    return target("method", values, plugins) if values else type(method)()
+
+
+@functools.cache
+def _shipped(group: str, choice: str) -> dict[str, Any]:
+    """What ``conf/<group>/<choice>.yaml`` says; empty for a file of the user's own."""
     import yaml
 
-    file = conf_dir() / "model" / f"{choice}.yaml"
-    if not file.is_file():
-        return otherwise
-    return str(yaml.safe_load(file.read_text(encoding="utf-8"))["path"])
+    file = conf_dir() / group / f"{choice}.yaml"
+    return dict(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def _data(name: str, value: Mapping[str, Any]) -> Data:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Point:
     """One point of a sweep. ``spec`` holds the axes bits, group_size, symmetric, format, scale.
 
-    ``command`` makes this point again when typed; it names the point to people and identifies
-    nothing.
+    ``method_options`` are the options that differ from those of the method's YAML. ``command``
+    makes this point again when typed; both name the point to people and identify nothing.
     """
 
     experiment: str
@@ -42,6 +42,7 @@ class Point:
     misfit: str = "error"
     engine: str = "auto"
     seed: int = 0
+    method_options: str = ""
     command: str = ""
 
     @property
@@ -53,7 +54,7 @@ class Point:
         columns: dict[str, Any] = {
             "model": self.model.name,
             "method": self.method_name,
-            "method_options": options(self.method),
+            "method_options": self.method_options,
             "bits": self.spec.bits,
             "group_size": self.spec.group_size,
             "format": self.spec.format,
@@ -96,12 +97,8 @@ def label(columns: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-def options(method: Method) -> str:
-    """The options of a method that differ from its defaults: ``clip=mse``."""
-    changed = []
-    for item in fields(method):  # type: ignore[arg-type]
-        value = getattr(method, item.name)
-        default = item.default_factory() if item.default is MISSING else item.default  # type: ignore[misc]
-        if value != default:
-            changed.append(f"{item.name}={value}")
-    return " ".join(changed)
+def options(method: Method, preset: Method) -> str:
+    """The options of ``method`` that differ from those of ``preset``: ``clip=mse``."""
+    names = [item.name for item in fields(method)]  # type: ignore[arg-type]
+    changed = [name for name in names if getattr(method, name) != getattr(preset, name)]
+    return " ".join(f"{name}={getattr(method, name)}" for name in changed)
