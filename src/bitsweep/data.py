@@ -151,7 +151,8 @@ def check_calibration(calibration: TextSource, data: Data, artifacts: Artifacts)
         if same:
             raise UserError(
                 f"calibration={calibration.name}: this is the evaluation text {name} of "
-                f"data={data.name}; calibrate on another text (calibration=text calibration.source.path=FILE)"
+                f"data={data.name}; calibrate on another text "
+                "(calibration=text calibration.source.path=FILE)"
             )
 
 
