@@ -76,7 +76,7 @@ class Point:
 
 
 def label(columns: Mapping[str, Any]) -> str:
-    """A point in a few words: ``gptq w4g64 by_role``."""
+    """A point in a few words: ``gptq w4g64 by_role``, with ``ragged`` where that was asked."""
     words = [columns["method"]]
     if columns["method_options"]:
         words.append(f"({columns['method_options']})")
@@ -94,6 +94,8 @@ def label(columns: Mapping[str, Any]) -> str:
         )
     if columns["policy"] is not None:
         words.append(columns["policy"])
+    if columns["misfit"] not in (None, "error"):
+        words.append(columns["misfit"])
     return " ".join(words)
 
 

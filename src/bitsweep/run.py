@@ -113,6 +113,9 @@ def execute(
     """Run what is missing of ``point`` and keep it; a point that fails or is refused is a row too.
 
     Returns the point's Records, those found on disk included.
+
+    Raises:
+        UserError: what is wrong shows only with the weights at hand; the row is kept as failed.
     """
     try:
         prepared = prepare(point, artifacts)
@@ -129,15 +132,14 @@ def execute(
             record.timings["total"] = {"wall_s": round(time.perf_counter() - started, 3)}
             store.put(record, details)
             records.append(record)
-    except UserError:
-        raise
     except Exception as error:
-        done = {record.kind for record in records}
         for kind in missing:
-            if kind not in done:
+            if kind not in {record.kind for record in records}:
                 record = _failed(prepared, kind, error)
                 store.put(record, [])
                 records.append(record)
+        if isinstance(error, UserError):
+            raise
     return records
 
 

@@ -20,7 +20,6 @@ from bitsweep.errors import Refused, UserError
 from bitsweep.grid import expand
 from bitsweep.progress import Progress
 from bitsweep.record import Record
-from bitsweep.spec import MISFITS
 from bitsweep.store import Store
 
 if TYPE_CHECKING:
@@ -61,11 +60,8 @@ class Outcome:
 
 
 def title(job: Job) -> str:
-    """A point in a few words: ``rtn w4g32 uniform``, with ``ragged`` where that was asked."""
-    point = job.point
-    words = [str(point.columns()["label"])]
-    words += [point.misfit] * (point.misfit != MISFITS[0] and "misfit" not in point.method.ignores)
-    return " ".join(words)
+    """A point in a few words: ``rtn w4g32 uniform``."""
+    return str(job.point.columns()["label"])
 
 
 def survey(

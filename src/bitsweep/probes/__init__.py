@@ -25,10 +25,6 @@ class Probe(Protocol):
     version: ClassVar[int]
     kind: ClassVar[Kind]
 
-    def skip(self, model: Model) -> str | None:
-        """Why this probe says nothing about ``model`` (a skeleton will do), or None."""
-        ...
-
     def identity(self, data: Data, artifacts: Artifacts) -> dict[str, Any]:
         """What besides the model and ``version`` decides the numbers: part of the run_id."""
         ...

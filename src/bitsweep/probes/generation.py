@@ -44,9 +44,6 @@ class Generation:
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "quality"
 
-    def skip(self, model: Model) -> str | None:
-        return None
-
     def identity(self, data: Data, artifacts: Artifacts) -> dict[str, Any]:
         tasks = {name: task.identity(artifacts) for name, task in data.tasks.items()}
         return {"limit": self.limit, "chat": self.chat, "tasks": tasks}

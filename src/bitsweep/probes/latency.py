@@ -70,7 +70,7 @@ class Latency:
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "timing"
 
-    def skip(self, model: Model) -> str | None:
+    def _too_long(self, model: Model) -> str | None:
         """A prompt that with its tokens is longer than the model's context."""
         longest = max(self.prompts) + self.tokens
         if longest > model.max_positions:
@@ -85,7 +85,7 @@ class Latency:
 
     def __call__(self, model: Model, reference: Reference) -> Measurement:
         engine, reason = engines.choose(self.engine, model)
-        reason = reason or self.skip(model) or _offloaded(model)
+        reason = reason or self._too_long(model) or _offloaded(model)
         shapes = [(batch, prompt) for batch in self.batches for prompt in self.prompts]
         measurement = Measurement([])
         if engine is None or reason is not None:

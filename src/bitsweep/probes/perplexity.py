@@ -38,9 +38,6 @@ class Perplexity:
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "quality"
 
-    def skip(self, model: Model) -> str | None:
-        return None
-
     def identity(self, data: Data, artifacts: Artifacts) -> dict[str, Any]:
         return {"tokens": self.tokens, **text_identity(data, artifacts)}
 

@@ -47,9 +47,6 @@ class Size:
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "quality"
 
-    def skip(self, model: Model) -> str | None:
-        return None
-
     def identity(self, data: Data, artifacts: Artifacts) -> dict[str, Any]:
         return {}
 

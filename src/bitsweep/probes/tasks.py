@@ -41,9 +41,6 @@ class Tasks:
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "quality"
 
-    def skip(self, model: Model) -> str | None:
-        return None
-
     def identity(self, data: Data, artifacts: Artifacts) -> dict[str, Any]:
         asked = {name: questions.identity(name, data, artifacts) for name in data.questions}
         return {"limit": self.limit, "questions": asked}
