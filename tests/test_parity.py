@@ -134,3 +134,42 @@ def test_static_groups_are_fitted_to_the_original_weights_in_either_order(act_or
     spec = QuantSpec(4, 64, True)
     ours = GPTQ(act_order=act_order, static_groups=True).quantize(values, hessian, spec)
     assert torch.equal(ours.params["scale"], QuantTensor.quantize(values, spec).params["scale"])
+
+
+def test_a_layer_that_misses_the_requirement_is_shown_in_the_report(tmp_path: Path) -> None:
+    import gptq
+    import report
+
+    layer_row = {"case": "w4-original", "layer": "q", "shape": "2x2", "against": "gptqmodel"}
+    far = {"equal_codes": 0.5, "objective_ratio": 1.2, "met": False}
+    near = {"equal_codes": 1.0, "objective_ratio": 1.0, "met": True}
+    tools = {"bitsweep": 6.0, "llmcompressor": 5.9, "gptqmodel": 5.8}
+    end_to_end = [
+        {"case": "w4-original", "tool": tool, "order": "block", "perplexity": value}
+        | {"over_full_precision": 1.1, "ours_over_theirs": None, "lo": None, "hi": None}
+        | {"wall_s": 1.0, "cpu_s": 1.0}
+        for tool, value in tools.items()
+    ]
+    counts = ("codes", "scales_differ", "zeros_differ", "codes_differ", "off_a_tie")
+    rtn = [
+        {"grid": f"w4-{kind}-{scales}", "against": "torchao", **dict.fromkeys(counts, 3)}
+        | {"differ_by_its_operations": 0, "peers_differ": 3}
+        for kind in ("sym", "asym")
+        for scales in ("float32", "float16")
+    ]
+    sha = "0" * 64
+    about = {"model": "m", "checkpoint": sha, "machine": "x", "group_size": 64, "damping": 0.01}
+    about |= {"block_size": 128, "evaluation": [4, 8], "anchor": 5.4, "commit": sha, "utc": "now"}
+    about |= {"calibration": {"windows": 1, "window": 8, "seed": 0, "sha256": sha}}
+    about |= {"versions": {"bitsweep": {"torch": "2"}}}
+    verdicts = gptq.verdicts(end_to_end)
+    assert verdicts[0]["worse_over_worse"] == pytest.approx(6.0 / 5.9, abs=1e-5)
+    assert not verdicts[0]["met"]  # 1.7 % above the worse of the two
+    results = {"about": about, "end_to_end": end_to_end, "verdicts": verdicts, "rtn": rtn}
+    results |= {"layers": [layer_row | far, layer_row | near], "same_tokens": 1.0}
+    report.write(results, tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "1 of 2 comparisons meet the requirement" in text
+    assert "NOT met" in text
+    assert "12 of 12 against torchao" in text
+    assert (tmp_path / "layers.csv").read_text().splitlines()[1].endswith("0.5,1.2,False")

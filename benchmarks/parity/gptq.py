@@ -171,6 +171,13 @@ def end_to_end(inputs: Inputs, work: Path) -> list[Row]:
     return rows
 
 
+def anchor(inputs: Inputs) -> float:
+    """Full precision on the whole evaluation text, to hold against data/PROVENANCE.md."""
+    losses = inputs.losses({}, inputs.text)
+    predicted = len(inputs.text) * (inputs.text.shape[1] - 1)
+    return round(float(torch.exp(losses.sum() / predicted)), 4)
+
+
 def _ours(inputs: Inputs, case: Row, order: str) -> tuple[dict[str, Tensor], Row]:
     """Dense weights of our GPTQ, float16 scales as we store them, and what it cost."""
     spec = LayerSpec(QuantSpec(case["bits"], GROUP_SIZE, True))

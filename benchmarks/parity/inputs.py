@@ -20,37 +20,43 @@ from bitsweep.forward import scores
 from bitsweep.models import Model, ModelSource
 
 WINDOWS, WINDOW, SEED = 64, 512, 0
+JUDGED = 128
+"""Evaluation windows of every quantized model: a third of the text, since all are paired."""
 
 
 @dataclass(frozen=True)
 class Inputs:
     """The calibration's tokens make codes, ``evaluation`` int64 ``(n, window)`` judges them.
 
+    ``text`` is all of the evaluation text's windows, for the anchor of the full-precision model.
     ``layers`` are the linear layers of the decoder's blocks, the head is left alone by all.
     """
 
     model: Model
     calibration: Calibration
     evaluation: Tensor
+    text: Tensor
     layers: tuple[str, ...]
     hessians: dict[str, Tensor]
     artifacts: Artifacts
 
-    def losses(self, weights: dict[str, Tensor]) -> Tensor:
-        """Summed nats of each evaluation window, with these dense weights in place.
+    def losses(self, weights: dict[str, Tensor], windows: Tensor | None = None) -> Tensor:
+        """Summed nats of each window (of ``evaluation``), with these dense weights in place.
 
         Kept in the work folder by content, so that another run judges only what changed.
         """
-        key = {"weights": _sha256(weights), "evaluation": _sha256({"tokens": self.evaluation})}
-        return self.artifacts.get("losses", key, lambda: {"losses": self._judge(weights)})["losses"]
+        windows = self.evaluation if windows is None else windows
+        key = {"weights": _sha256(weights), "evaluation": _sha256({"tokens": windows})}
+        judge = lambda: {"losses": self._judge(weights, windows)}  # noqa: E731
+        return self.artifacts.get("losses", key, judge)["losses"]
 
-    def _judge(self, weights: dict[str, Tensor]) -> Tensor:
+    def _judge(self, weights: dict[str, Tensor], windows: Tensor) -> Tensor:
         model = self.model.copy()
         for name, weight in weights.items():
             linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
             linear.weight = nn.Parameter(weight.float().clone(), requires_grad=False)
             model.replace(name, linear)
-        return scores(model, self.evaluation).losses
+        return scores(model, windows).losses
 
 
 def load(model_path: Path, text: Path, work: Path) -> Inputs:
@@ -64,10 +70,12 @@ def load(model_path: Path, text: Path, work: Path) -> Inputs:
     for index in range(len(model.blocks)):
         for names, value in calibration.full_precision(index, Hessian).items():
             hessians |= dict.fromkeys(names.split(","), value)
+    windows = data.windows(data.tokens(valid, model, artifacts), WINDOW)
     return Inputs(
         model=model,
         calibration=calibration,
-        evaluation=data.windows(data.tokens(valid, model, artifacts), WINDOW),
+        evaluation=windows[:JUDGED],
+        text=windows,
         layers=tuple(layer.name for layer in model.layers.values() if layer.name in hessians),
         hessians=hessians,
         artifacts=artifacts,

@@ -77,6 +77,7 @@ def _about(given: inputs.Inputs, work: Path, threads: int) -> dict[str, Any]:
         "checkpoint": given.model.checkpoint,
         "calibration": given.calibration.identity,
         "evaluation": list(given.evaluation.shape),
+        "anchor": gptq.anchor(given),
         "block_size": gptq.BLOCK_SIZE,
         "damping": gptq.DAMPING,
         "group_size": gptq.GROUP_SIZE,
