@@ -5,7 +5,8 @@
 
 Prints for each launch how many Records stood before and after, and how many were measured again;
 at the end every Record that differs outside ``provenance`` and ``timings``. A timing Record holds
-milliseconds of this minute: of those, everything but the measured values is compared.
+milliseconds of this minute: of those, everything but the measured values is compared. Overrides
+may narrow the sweep (``model.path=...``): the models that it has are compared.
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ def main() -> int:
                 flush=True,
             )
         broken, whole = records(folder), records(arguments.against)
+        models = {record["point"]["model"] for record in broken.values()}
+        whole = {name: r for name, r in whole.items() if r["point"]["model"] in models}
         different = [
             name
             for name in sorted(broken.keys() | whole.keys())
