@@ -103,10 +103,11 @@ def _answer(results: dict[str, Any]) -> str:
         differing, codes = _total(here, "codes_differ"), _total(here, "codes")
         counts.append(f"{differing:,} of {codes:,} against {_name(peer)}")
     differ = ", ".join(counts)
+    verdict = "met in every case" if kept else "NOT met in every case"
     return (
         f"Answer: layer by layer {met:,} of {asked:,} comparisons meet the requirement; end "
         f"to end ours over the worse peer is at most {worst:.4f} "
-        f"({'met in every case' if kept else 'NOT met in every case'}). RTN codes that differ: {differ}."
+        f"({verdict}). RTN codes that differ: {differ}."
     )
 
 
