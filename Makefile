@@ -34,7 +34,8 @@ format: install  ## let ruff write
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 report: install  ## regenerate every committed table and figure from the Records
-	$(BIN)/bitsweep report demo real_stories
+	$(BIN)/bitsweep report demo
+	$(BIN)/bitsweep report real_stories
 
 parity: install  ## GPTQ and RTN beside llm-compressor, GPTQModel, torchao (own environments, about 20 minutes)
 	$(BIN)/python benchmarks/parity/run.py

@@ -14,7 +14,7 @@ from typing import Any
 from bitsweep.compose import one_line_errors
 from bitsweep.errors import UserError
 
-BARE = re.compile(r"[A-Za-z_][\w./+-]*")
+BARE = re.compile(r"(?:\.{0,2}/|[A-Za-z_])[\w./+-]*")
 """Text that Hydra's override grammar reads as itself, without quotes."""
 
 Axes = dict[str, list[str]]

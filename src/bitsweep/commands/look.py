@@ -30,7 +30,9 @@ def report(argv: list[str]) -> int:
     folders = [_folder(name, given.results_dir) for name in given.names]
     from bitsweep import report as reports
 
-    written = reports.write(*folders, question=question(folders[0].name))
+    name = folders[0].name
+    command = f"bitsweep sweep {name}" if name in experiments() else ""
+    written = reports.write(*folders, question=question(name), command=command)
     reports.summary(written)
     return cli.OK
 

@@ -333,6 +333,8 @@ def _panel(
 
 
 def _short(change: float) -> str:
-    """Per cent in at most five signs: +0.02, +2.6, +114."""
+    """Per cent in at most five signs: +0.02, +2.6, +114, +26e4."""
     size = abs(change)
+    if size >= 1e4:
+        return f"{change / 1e3:+.0f}e3" if size < 1e5 else f"{change / 1e4:+.0f}e4"
     return signed(change, 2 if size < 1 else 1 if size < 100 else 0)
