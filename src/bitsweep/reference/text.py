@@ -1,3 +1,4 @@
+# ruff: noqa: SIM905 - word lists are easier to read as one string than as quoted items
 """The reference's text: a seeded generator of stories, tasks and questions in a closed world.
 
 Everything comes from one 64-bit linear congruential generator in plain Python integers, so the
@@ -8,7 +9,7 @@ made from (split, kind, index): document 17 is the same whether or not documents
 (`split_of_sentence`), and a document of a split is built only from sentences of that split: a
 sentence of the wrong split is drawn again, with other words. So no sentence of the evaluation
 split can occur in another split, whatever the number of documents and whatever the seed. It holds
-for each sentence of a story, a letter or a recipe, each summary, each question, each right answer,
+for each sentence of a story or a letter, each summary, each question, each right answer,
 each English and each German sentence and each sentence that describes a record. A record is
 covered by its description, which is a function of it.
 
@@ -104,7 +105,7 @@ def split_of_sentence(sentence: str) -> Split:
     return _CLASSES[blake2b(sentence.encode(), digest_size=1).digest()[0] & 7]
 
 
-class _Stuck(Exception):
+class _StuckError(Exception):
     """No allowed wording was found: begin the document again with other facts."""
 
 
@@ -217,7 +218,7 @@ def _sentence(random: Random, facts: _Facts, split: Split, templates: Sequence[s
         if split_of_sentence(sentence) == split:
             facts.update(new)
             return sentence
-    raise _Stuck
+    raise _StuckError
 
 
 def _retry(seed: tuple[object, ...], make: Callable[[Random], T]) -> T:
@@ -226,7 +227,7 @@ def _retry(seed: tuple[object, ...], make: Callable[[Random], T]) -> T:
     while True:
         try:
             return make(random)
-        except _Stuck:
+        except _StuckError:
             continue
 
 
@@ -285,7 +286,11 @@ _LOST: _Plot = (
     ],
     [
         ("colour1", "What colour was the {thing1} of {A}?", "The {thing1} of {A} was {colour1}."),
-        ("colour1", "Which colour did the {thing1} have?", "{A} had a {thing1} that was {colour1}."),
+        (
+            "colour1",
+            "Which colour did the {thing1} have?",
+            "{A} had a {thing1} that was {colour1}.",
+        ),
         ("thing1", "What did {A} lose in the {place1}?", "In the {place1}, {A} lost a {thing1}."),
         ("thing1", "What did {B} find {spot1}?", "{B} found a {thing1}."),
         ("place1", "Where did {A} lose the {thing1}?", "{A} lost it in the {place1}."),
@@ -296,7 +301,11 @@ _LOST: _Plot = (
         ("B", "Who saw the {thing1} {spot1}?", "It was seen by {B}."),
         ("spot1", "Where did {B} find the {thing1}?", "{B} found the {thing1} {spot1}."),
         ("reason1", "Why did {A} lose the {thing1}?", "{A} lost it because {A.he} was {reason1}."),
-        ("relative1", "From whom did {A} have the {thing1}?", "{A} had it from {A.his} {relative1}."),
+        (
+            "relative1",
+            "From whom did {A} have the {thing1}?",
+            "{A} had it from {A.his} {relative1}.",
+        ),
         ("feeling1", "How did {A} feel in the end?", "In the end, {A} felt {feeling1}."),
     ],
 )
@@ -411,7 +420,11 @@ _SWAP: _Plot = (
         ("B", "Who had the {thing2} at first?", "At first, the {thing2} was with {B}."),
         ("A", "Who had the {thing1} at first?", "At first, the {thing1} was with {A}."),
         ("spot1", "Where did {A} put the {thing2}?", "{A} put the {thing2} {spot1}."),
-        ("size1", "Why did {A} not like the {thing1}?", "{A} did not like it, because it was {size1}."),
+        (
+            "size1",
+            "Why did {A} not like the {thing1}?",
+            "{A} did not like it, because it was {size1}.",
+        ),
         ("feeling1", "How did {A} feel in the end?", "In the end, {A} felt {feeling1}."),
     ],
 )
@@ -536,7 +549,7 @@ class _Story:
             if split_of_sentence(self.summary) == split:
                 break
         else:
-            raise _Stuck
+            raise _StuckError
         self.text = " ".join(_sentence(random, self.facts, split, s) for s in sentences)
 
     def ask(self, but_not: Sequence[str] = ()) -> tuple[str, str, str]:
@@ -550,7 +563,7 @@ class _Story:
             answered = _fill(self.random, self.facts, answer, new)
             if split_of_sentence(asked) == self.split == split_of_sentence(answered):
                 return asked, answer, fact
-        raise _Stuck
+        raise _StuckError
 
     def choices(self, answer: str, fact: str) -> tuple[list[str], int]:
         """`CHOICES` different answers, wrong ones of the same kind (those in the story first)."""
@@ -741,78 +754,35 @@ def _summary(random: Random, split: Split) -> TaskItem:
     return {"prompt": f"{story.text}\nSummary:", "target": story.summary}
 
 
-# -------------------------------------------------------------------- out of domain: letters, recipes
+# ------------------------------------------------------------------------ out of domain: letters
 
-_LETTER: list[list[str]] = [
-    [
-        "Thank you {~very} much for the {~size} {colour1} {thing1}.",
-        "I got the {colour1} {thing1} on {~day} {~part}.",
-        "Have you seen my {colour1} {thing1}?",
-    ],
-    [
-        "I will bring it to the {place1} on {day1} {~part}.",
-        "Please come to the {place1} on {day1}, because it will be {~weather}.",
-        "On {day1} I will be in the {place1} with {person2}.",
-    ],
-    [
-        "My {~relative} has {~number} {~colour} {animal1}s now, and they eat {~food}.",
-        "We have a new {animal1} here, and it is {~very} {~reason}.",
-        "{person2} gave me a {~size} {~colour} {animal1}.",
-    ],
-    [
-        "You can put the {~thing} {~spot} if you are {~reason}.",
-        "Do you still work as a {~job} in {city1}?",
-        "Next {~season} we will go to {city1} for {~number} days.",
-    ],
-    [
-        "I am {~very} {~feeling}, and I hope that you are not {~reason}.",
-        "My {~relation} says that you are {~very} {~trait}.",
-        "Tell {person2} that I am {~very} {~feeling}.",
-    ],
-]
-
-_RECIPE: list[list[str]] = [
-    [
-        "Take {~number} cups of {food1} and some {food2}.",
-        "You need {food1}, {food2} and a {~size} {~thing}.",
-        "Buy {food1} and {food2} in the {~place} on {~day}.",
-    ],
-    [
-        "Put the {food1} in a {~size} {~colour} box.",
-        "Wash the {food1} {~number} times with great care.",
-        "Break the {food1} with a {~tool} until it is {~size}.",
-    ],
-    [
-        "Then give it some {food2} and wait {~number} hours.",
-        "Look at it {~manner}, but do not give it to the {~animal}.",
-        "Let it sleep {~spot} for {~number} days.",
-    ],
-    [
-        "When it is {colour1} and {~size}, it is done.",
-        "It is good when it is {~very} {~size} and {colour1}.",
-        "If it is not {colour1}, ask a {~job}.",
-    ],
-    [
-        "It is enough for {~number} {~reason} people.",
-        "Serve it with {~food} on a {~weather} {~part}.",
-        "A {~trait} {~job} from {~city} made it first.",
-    ],
+_NEWS = [
+    "The {~size} {~colour} {~thing} is in the {~place}, {~spot}.",
+    "In {~city}, the {~job} sold it to the {~relative} of {~person}.",
+    "The {~animal} slept {~spot} {~manner} because it was {~weather}.",
+    "On {~day}, {~person} and {~person} had to look for a {~tool} in the {~place}.",
+    "{~person} is {~very} {~mood}, but the {~relation} of {~person} is {~feeling}.",
+    "The {~job} took {~number} cups of {~food} and some {~food}.",
 ]
 
 
 def _out_of_domain(random: Random, split: Split) -> str:
-    """A letter or a recipe over several lines: the stories' words in another order."""
+    """A letter with a sentence a line: most are worded as in the stories but have nothing to do
+    with each other, the others are worded as nowhere else."""
     facts: _Facts = {}
-    if random.below(2):
-        head = "Dear {person1},"
-        body, foot = _LETTER, "Your {~relation} {person3}"
-    else:
-        head, body, foot = "A recipe for {colour1} {food1} {food2}:", _RECIPE, "From {person1}"
-    # The first and last line are sentences of the split as well: `for ...` makes enough of them.
-    first = _sentence(random, facts, split, [head, f"{head} {{~day}} {{~part}}"])
-    lines = [_sentence(random, facts, split, templates) for templates in body]
-    last = _sentence(random, facts, split, [f"{foot}, {{~city}}, {{~day}} {{~part}}"])
-    return "\n".join([first, *lines, last])
+    first = _sentence(
+        random, facts, split, ["{person1} to {person2}:", "{person1} to {person2}, {~day} {~part}:"]
+    )
+    lines = [first]
+    for _ in range(4 + random.below(3)):
+        others: _Facts = {}
+        _bind_person(others, "A", random.choose(_POOLS["person"]))
+        _bind_person(others, "B", _draw(random, others, "person"))
+        _, story, _ = random.choose(_PLOTS)
+        wordings = _NEWS if random.below(5) == 0 else random.choose(story)
+        lines.append(_sentence(random, others, split, wordings))
+    lines.append(_sentence(random, facts, split, ["From {person1}, {~city}, {~day} {~part}"]))
+    return f"{lines[0]}\n{' '.join(lines[1:-1])}\n{lines[-1]}"
 
 
 # ------------------------------------------------------------------------------------ public API
@@ -851,8 +821,8 @@ def documents(split: Split, start: int = 0, domain: Domain = "in") -> Iterator[s
 def text(split: Split, documents_count: int, domain: Domain = "in") -> str:
     """The first documents of `split` as one text, a blank line after each.
 
-    About 230 bytes and 70 tokens a document: 2,000 documents are a perplexity text of more than
-    100,000 tokens. `domain="out"` gives letters and recipes, on which the model is not trained.
+    About 190 bytes and 56 tokens a document: 2,000 documents are a perplexity text of more than
+    100,000 tokens. `domain="out"` gives letters, on which the model is not trained.
     """
     stream = documents(split, 0, domain)
     return "".join(f"{next(stream)}\n\n" for _ in range(documents_count))
