@@ -220,7 +220,10 @@ def _predicted(inputs: Inputs) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def verdicts(rows: list[Row]) -> list[Row]:
-    """For each case: is our perplexity within 1 % of the worse peer's (or below it)?"""
+    """For each case: is our perplexity within 1 % of the worse peer's (or below it)?
+
+    ``peers`` counts those that have the case: the requirement speaks of the worse of two.
+    """
     answer: list[Row] = []
     for case in CASES:
         here = [row for row in rows if row["case"] == case["name"]]
@@ -228,6 +231,7 @@ def verdicts(rows: list[Row]) -> list[Row]:
         theirs = [row["perplexity"] for row in here if row["tool"] != "bitsweep"]
         if theirs:
             ratio = max(ours) / max(theirs)
-            met = ratio <= WITHIN_PERPLEXITY
-            answer.append({"case": case["name"], "worse_over_worse": round(ratio, 5), "met": met})
+            row = {"case": case["name"], "peers": len(theirs)}
+            row |= {"worse_over_worse": round(ratio, 5), "met": ratio <= WITHIN_PERPLEXITY}
+            answer.append(row)
     return answer

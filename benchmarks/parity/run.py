@@ -24,6 +24,8 @@ import report
 import rtn
 import torch
 
+import bitsweep
+
 SCRIPTS = [
     ("torchao", "torchao_rtn", "torchao"),
     ("llmcompressor", "compressed_tensors_rtn", "compressed_tensors"),
@@ -70,7 +72,7 @@ def main() -> None:
 def _about(given: inputs.Inputs, work: Path, threads: int) -> dict[str, Any]:
     folders = [folder for _, _, folder in SCRIPTS]
     reports = {name: json.loads((work / name / "report.json").read_text()) for name in folders}
-    ours = ("bitsweep", "torch", "transformers")
+    ours = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     git = ["git", "-C", str(environments.ROOT), "rev-parse", "HEAD"]
     return {
         "model": given.model.source.name,
@@ -81,7 +83,7 @@ def _about(given: inputs.Inputs, work: Path, threads: int) -> dict[str, Any]:
         "block_size": gptq.BLOCK_SIZE,
         "damping": gptq.DAMPING,
         "group_size": gptq.GROUP_SIZE,
-        "versions": {"bitsweep": {name: importlib.metadata.version(name) for name in ours}}
+        "versions": {"bitsweep": {"bitsweep": bitsweep.__version__, **ours}}
         | {name: value["versions"] for name, value in reports.items()},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {threads} thread(s) used",
         "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
