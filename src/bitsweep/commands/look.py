@@ -69,13 +69,13 @@ def _show(store: Store, record: Record) -> None:
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"{record.point.get('label')}  {record.kind}  {record.status}")
-    console.print(f"run_id    {record.run_id}\npoint_id  {record.point_id}")
+    console.print(f"run_id      {record.run_id}\npoint_id    {record.point_id}")
     if record.reason:
-        console.print(f"reason    {record.reason}")
+        console.print(f"reason      {record.reason}")
     for name in ("point", "model", "plan", "calibration", "timings", "provenance"):
         value = getattr(record, name)
         if value:
-            console.print(f"{name:<10}{json.dumps(value, ensure_ascii=False, default=str)}")
+            console.print(f"{name:<11} {json.dumps(value, ensure_ascii=False, default=str)}")
     table = Table("metric", "value", "interval", "to full precision", "unit", box=None)
     for metric in record.metrics.values():
         table.add_row(*_row(metric))
@@ -85,9 +85,10 @@ def _show(store: Store, record: Record) -> None:
     for row in rows:
         for layer, became in row.get("plan", {}).items():
             console.print(f"  {layer:<50}{became}")
-    texts = (row for row in rows if "generations" in row or "output" in row)
-    for row in islice(texts, SHOWN_TEXTS):
-        console.print(json.dumps(row, ensure_ascii=False)[:1500])
+    for row in islice((row for row in rows if "prompt" in row), SHOWN_TEXTS):
+        console.print(f"\n{row['metric']}: {row['prompt'][-300:]}")
+        for said in ("text", "full_precision"):
+            console.print(f"  {said:<15} {row[said]}")
     console.print("")
 
 

@@ -64,6 +64,14 @@ def method(row: Row, axes: Sequence[str] = ()) -> str:
     return " ".join(words)
 
 
+def policy(row: Row) -> str:
+    """``by_role``, or ``uniform, ragged`` where a group did not divide every row."""
+    words = [str(row.get("policy") or "")]
+    if row.get("misfits") and not missing(row.get("misfit")):
+        words.append(str(row["misfit"]))
+    return ", ".join(words)
+
+
 def grid(row: Row, axes: Sequence[str] = ()) -> str:
     """The method and what shapes its grid other than bits, group and policy: a heat map's row."""
     words = [method(row, axes)]

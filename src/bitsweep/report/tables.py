@@ -217,7 +217,7 @@ def _sheet(
     identity = [
         Column("method", lambda row: labels.method(row, axes), align="l"),
         Column("weights", labels.weights, align="l"),
-        Column("policy", lambda row: str(row.get("policy") or ""), align="l"),
+        Column("policy", labels.policy, align="l"),
     ]
     shown = frame.assign(front=marks)
     columns = [*identity, *columns, Column("front", _mark, ("front",), "l")]
@@ -298,7 +298,7 @@ def heat(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
             {
                 "run_id": row["run_id"],
                 "model": str(row["model"]),
-                "policy": str(row.get("policy") or ""),
+                "policy": labels.policy(row),
                 "group": labels.group(row.get("group_size")),
                 "method": labels.grid(row, axes),
                 "bits": row["bits"],

@@ -84,7 +84,7 @@ def _table(frame: pd.DataFrame, rows: list[dict[str, Any]], model: str) -> Any:
         cells = [
             names[labels.method(row, axes)],
             labels.weights(row),
-            str(row.get("policy") or ""),
+            labels.policy(row),
             number(row.get("bits_per_weight")),
             number(row.get("file_mib")),
             number(row.get(quality or ""), 4),
