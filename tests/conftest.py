@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: no test asks the hub
 
+import absl.logging
 import pytest
 import torch
 
 from bitsweep.artifacts import Artifacts
 
 torch.set_num_threads(1)
+
+# absl (of rouge-score) keeps the stderr that it met at import, here pytest's capture file, and
+# closes it whenever logging is configured anew, as Hydra does; the real one it leaves alone.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 _DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
