@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 install: $(VENV)/.installed  ## create .venv and install bitsweep in it
 
-demo: install  ## sweep 24 points of the embedded model, then table, front and page (about 6 minutes)
+demo: install  ## sweep 24 points of the embedded model, then table, front and page (about 2 minutes)
 	rm -rf .demo
 	$(BIN)/bitsweep sweep demo probes=quick results_dir=.demo
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -237,13 +238,15 @@ def test_completion_installs_for_the_console_script() -> None:
 
 
 def test_an_interrupted_sweep_keeps_what_is_finished_and_says_how_to_go_on(desk: Desk) -> None:
-    arguments = desk.overrides("-m", "seed=range(0,16)", "bits=4", "calibration=default")
+    arguments = desk.overrides("-m", "seed=range(0,40)", "bits=4", "calibration=default")
     process = subprocess.Popen(
         [sys.executable, "-m", "bitsweep", "run", *arguments, "method=gptq"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        # a job in the background of a script inherits a SIGINT that is ignored
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     for line in process.stdout:

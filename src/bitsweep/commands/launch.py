@@ -22,6 +22,7 @@ from bitsweep.config import command_line, job
 from bitsweep.errors import UserError
 
 if TYPE_CHECKING:
+    from bitsweep.point import Point
     from bitsweep.sweep import Session
 
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
@@ -115,7 +116,7 @@ def _single(overrides: list[str], config_dir: str | None, argv: list[str]) -> in
         return cli.STOPPED
     for record in session.outcomes[-1].records:
         print(f"{record.kind:<8}bitsweep show {record.run_id[:12]}")
-    print(f"next    bitsweep report {wanted.point.experiment}")
+    print(f"next    {_report_command(wanted.point)}")
     return cli.FAILED if session.failed else cli.OK
 
 
@@ -153,9 +154,14 @@ def _report(session: Session, command: str) -> None:
     if session.failed:
         following = f"{command}   (the {len(session.failed)} failed again)"
     else:
-        following = f"bitsweep report {point.experiment}"
+        following = _report_command(point)
     report.summary(written, session.progress.console, next_command=following)
     session.mirror_report(written)
+
+
+def _report_command(point: Point) -> str:
+    place = "" if point.results_dir == Path("results") else f" --results-dir {point.results_dir}"
+    return f"bitsweep report {point.experiment}{place}"
 
 
 def question(experiment: str) -> str:

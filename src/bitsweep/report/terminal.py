@@ -40,7 +40,7 @@ def show(report: Report, console: Console | None = None, next_command: str = "")
     console = console or Console()
     frame = report.frame
     rows = labels.rows(frame.assign(front=front(frame, "file_mib", primary(frame) or "")))
-    for model in dict.fromkeys(row["model"] for row in rows):
+    for model in dict.fromkeys(row["model"] for row in rows if row["status"] == "ok"):
         console.print(_table(frame, [row for row in rows if row["model"] == model], model))
     failed = [row for row in rows if row["status"] == "failed"]
     for reason, names in labels.by_reason(failed):
