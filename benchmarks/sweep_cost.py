@@ -3,8 +3,9 @@
     python benchmarks/sweep_cost.py [--probes quick|standard] [--separate N]
 
 Sweeps the 24 points of ``demo`` (and its full-precision row) into a temporary folder, then launches
-N of the same points (default all) as processes of their own, and prints a table. "Outside" is the wall time of the process minus quantizing and each probe, as the
-Records' own timings say. Run it on a quiet machine: both halves feel any other load.
+N of the same points (default all) as processes of their own, and prints a table. "Outside" is the
+wall time of the process minus quantizing and each probe, as the Records' own timings say. Run it on
+a quiet machine: both halves feel any other load.
 """
 
 from __future__ import annotations
