@@ -57,7 +57,7 @@ def prepare(point: Point, artifacts: Artifacts) -> Prepared:
         {
             "checkpoint": skeleton.checkpoint,
             "dtype": source.dtype,
-            "untie": source.untie and models.skeleton(point.model, artifacts).tied,
+            "untie": source.untie and skeleton.tied,
             "method": method_identity(point),
             "plan": plan.digest(),
             "calibration": calibration_identity(point, skeleton, artifacts),
