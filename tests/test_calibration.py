@@ -16,9 +16,10 @@ from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration, CalibrationSpec, Hessian
 from bitsweep.data import TextSource
 from bitsweep.errors import UserError
-from bitsweep.linear import QuantTensor, quantized
+from bitsweep.linear import quantized
 from bitsweep.models import Model
 from bitsweep.spec import QuantSpec
+from bitsweep.tensor import QuantTensor
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz      "
 

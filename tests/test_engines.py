@@ -17,9 +17,10 @@ from bitsweep import engines, models
 from bitsweep.artifacts import Artifacts
 from bitsweep.engines import runner
 from bitsweep.errors import UserError
-from bitsweep.linear import QuantEmbedding, QuantLinear, QuantTensor, quantized
+from bitsweep.linear import QuantEmbedding, QuantLinear, quantized
 from bitsweep.models import Model
 from bitsweep.spec import LayerSpec, Plan, QuantSpec
+from bitsweep.tensor import QuantTensor
 
 torch.set_num_threads(1)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bitsweep import formats
 from bitsweep.errors import UserError
-from bitsweep.linear import QuantTensor
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, QuantSpec
+from bitsweep.tensor import QuantTensor
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8)
 GROUPINGS = (PER_TENSOR, PER_CHANNEL, 16, 48)
@@ -169,7 +169,7 @@ def test_weights_too_large_for_a_float16_scale_say_what_to_do() -> None:
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        (QuantSpec(1, 64, True), "bits=1 symmetric=true is format=binary, which comes later"),
+        (QuantSpec(1, 64, True), "bits=1 symmetric=true is format=binary"),
         (QuantSpec(1, 64), "bits=1: format=int has 2, 3, 4, 5, 6, 7 or 8 bits"),
         (QuantSpec(9, 64), "bits=9: format=int has 2, 3, 4, 5, 6, 7 or 8 bits"),
         (QuantSpec(2.5, 64), "bits=2.5: format=int has 2, 3, 4, 5, 6, 7 or 8 bits"),

@@ -16,11 +16,12 @@ from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Block, Calibration, CalibrationSpec, Hessian
 from bitsweep.data import TextSource
 from bitsweep.errors import UserError
-from bitsweep.linear import QuantTensor, quantized_spec
+from bitsweep.linear import quantized_spec
 from bitsweep.methods.gptq import GPTQ, inverse_factor
 from bitsweep.models import Model
 from bitsweep.policies import Policy, Rule
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, Plan, QuantSpec
+from bitsweep.tensor import QuantTensor
 
 W4 = QuantSpec(4, 32)
 PLAIN = GPTQ(act_order=False, static_groups=False)

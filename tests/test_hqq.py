@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from bitsweep.errors import UserError
-from bitsweep.linear import QuantTensor
 from bitsweep.methods.hqq import HQQ
 from bitsweep.spec import QuantSpec
+from bitsweep.tensor import QuantTensor
 
 
 def weights() -> Tensor:

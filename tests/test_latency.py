@@ -14,12 +14,13 @@ from torch import Tensor
 from bitsweep import engines
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Reference
-from bitsweep.linear import QuantTensor, quantized
+from bitsweep.linear import quantized
 from bitsweep.models import Model
 from bitsweep.probes import latency
 from bitsweep.probes.latency import NAMES, Latency, Round, median, metrics, noise
 from bitsweep.record import Measurement
 from bitsweep.spec import LayerSpec, Plan, QuantSpec
+from bitsweep.tensor import QuantTensor
 
 torch.set_num_threads(1)
 

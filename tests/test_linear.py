@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from bitsweep.linear import QuantEmbedding, QuantLinear, QuantTensor, quantized, quantized_spec
+from bitsweep.linear import QuantEmbedding, QuantLinear, quantized, quantized_spec
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, QuantSpec
+from bitsweep.tensor import QuantTensor
 
 W4 = QuantSpec(4, 16)
 

@@ -20,11 +20,11 @@ from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration, CalibrationSpec
 from bitsweep.data import TextSource
 from bitsweep.errors import UserError
-from bitsweep.linear import QuantTensor
 from bitsweep.methods import Method
 from bitsweep.models import Model
 from bitsweep.policies import Policy, Rule
 from bitsweep.spec import PER_CHANNEL, Plan, QuantSpec
+from bitsweep.tensor import QuantTensor
 
 FILES = sorted((Path(__file__).parents[1] / "conf" / "method").glob("*.yaml"))
 AXES = {f.name for f in dataclasses.fields(QuantSpec)} - {"zero", "ragged"}

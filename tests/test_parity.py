@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitsweep.linear import QuantTensor
 from bitsweep.methods.gptq import GPTQ
 from bitsweep.spec import QuantSpec
+from bitsweep.tensor import QuantTensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks" / "parity"))
 import reference

@@ -7,10 +7,11 @@ from torch import nn
 
 from bitsweep import policies
 from bitsweep.errors import Refused, UserError
-from bitsweep.linear import QuantTensor, quantized
+from bitsweep.linear import quantized
 from bitsweep.models import Layer
 from bitsweep.policies import Policy, Rule, audit, make, parse_blocks
 from bitsweep.spec import LayerSpec, Plan, QuantSpec
+from bitsweep.tensor import QuantTensor
 
 AXES = QuantSpec(bits=4, group_size=64)
 BLOCK = {
@@ -145,7 +146,9 @@ def test_a_mistake_in_a_policy_names_the_key(value, message):
 def _tiny():
     """A real two-layer module in the place of a model, for the audit."""
     module = nn.ModuleDict({"a": nn.Linear(8, 4), "b": nn.Linear(8, 4)})
-    return SimpleNamespace(layers=dict.fromkeys(module), get=module.get_submodule, module=module)
+    return SimpleNamespace(
+        layers=dict.fromkeys(module), masks={}, get=module.get_submodule, module=module
+    )
 
 
 def test_audit_tells_what_each_layer_became():

@@ -7,9 +7,9 @@ import torch
 
 from bitsweep import formats
 from bitsweep.errors import UserError
-from bitsweep.linear import QuantTensor
 from bitsweep.methods.rtn import RTN, SHRINKS, fit_clipped, quantize_clipped
 from bitsweep.spec import QuantSpec
+from bitsweep.tensor import QuantTensor
 
 
 def test_an_outlier_is_clipped_when_that_helps_the_rest() -> None:
@@ -33,7 +33,9 @@ def test_no_group_has_more_error_than_without_clipping(bits: int, symmetric: boo
         codes = family.quantize(groups, params, spec)
         return (family.dequantize(codes, params, spec) - groups).square().sum(-1)
 
-    assert bool((error(fit_clipped(family, groups, spec)) <= error(family.fit(groups, spec))).all())
+    assert bool(
+        (error(fit_clipped(family, groups, spec, {})) <= error(family.fit(groups, spec))).all()
+    )
 
 
 def test_the_search_covers_what_its_page_says() -> None:

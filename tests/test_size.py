@@ -5,10 +5,11 @@ import tiny
 
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference
-from bitsweep.linear import QuantTensor, quantized
+from bitsweep.linear import quantized
 from bitsweep.models import ModelSource, load
 from bitsweep.probes.size import MIB, Size
 from bitsweep.spec import QuantSpec
+from bitsweep.tensor import QuantTensor
 
 VOCABULARY, HIDDEN = tiny.VOCABULARY, 128
 BLOCK = 128 * 128 + 2 * 64 * 128 + 128 * 128 + 3 * 128 * 256  # q, k and v, o, gate up down

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from bitsweep.spec import PER_CHANNEL, PER_TENSOR, LayerSpec, Plan, QuantSpec
+from bitsweep.spec import PER_CHANNEL, PER_TENSOR, InputSpec, LayerSpec, Plan, QuantSpec
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_a_spec_prints_as_the_field_writes_it(spec, name):
 
 
 def test_input_bits_stand_between_weight_bits_and_group():
-    spec = LayerSpec(QuantSpec(bits=4, group_size=128), input=QuantSpec(bits=8))
+    spec = LayerSpec(QuantSpec(bits=4, group_size=128), input=InputSpec(QuantSpec(bits=8)))
     assert str(spec) == "w4a8g128"
 
 
@@ -37,7 +37,7 @@ def test_groups_of_a_row_of_172(group_size, groups, fits):
 
 def test_plan_survives_json():
     plan = Plan(
-        layers={"a": LayerSpec(QuantSpec(bits=4, group_size=64), QuantSpec(bits=8))},
+        layers={"a": LayerSpec(QuantSpec(bits=4, group_size=64), InputSpec(QuantSpec(bits=8)))},
         kv=QuantSpec(bits=8),
         untie=True,
         misfits={"a": "ragged"},

@@ -12,10 +12,11 @@ from bitsweep import questions
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference
 from bitsweep.errors import UserError
-from bitsweep.linear import QuantTensor, quantized
+from bitsweep.linear import quantized
 from bitsweep.models import ModelSource, load
 from bitsweep.probes.tasks import Tasks
 from bitsweep.spec import QuantSpec
+from bitsweep.tensor import QuantTensor
 
 QUESTION = """
 task: letters

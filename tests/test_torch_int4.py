@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from bitsweep.engines.torch_int4 import Int4Linear, blocks
-from bitsweep.linear import QuantTensor
 from bitsweep.spec import QuantSpec
+from bitsweep.tensor import QuantTensor
 
 
 def identity(columns: int) -> torch.Tensor:

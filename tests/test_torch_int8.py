@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bitsweep.engines.torch_int8 import Int8Linear
-from bitsweep.linear import QuantTensor
 from bitsweep.spec import QuantSpec
+from bitsweep.tensor import QuantTensor
 
 
 def layer(zero: float, columns: int = 32) -> tuple[Int8Linear, torch.Tensor]:

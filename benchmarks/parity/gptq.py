@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bitsweep import stats
-from bitsweep.linear import QuantTensor
 from bitsweep.methods.gptq import GPTQ
 from bitsweep.spec import LayerSpec, Plan, QuantSpec
+from bitsweep.tensor import QuantTensor
 
 Row = dict[str, Any]
 

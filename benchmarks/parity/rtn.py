@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bitsweep.linear import QuantTensor
 from bitsweep.spec import QuantSpec
+from bitsweep.tensor import QuantTensor
 
 Row = dict[str, Any]
 

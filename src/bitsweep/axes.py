@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,21 @@ from typing import Any
 
 from bitsweep.spec import MISFITS, SCALE_DTYPES
 
-GROUPS = ("model", "data", "method", "policy", "calibration", "probes", "tracker")
+GROUPS = (
+    "model",
+    "data",
+    "transforms",
+    "method",
+    "policy",
+    "input",
+    "kv",
+    "recover",
+    "calibration",
+    "probes",
+    "tracker",
+)
+CHAINS = ("transforms", "recover")
+"""Groups that take a list of choices, in order, and none at all."""
 AXES: dict[str, Any] = {
     "bits": float,
     "group_size": int,
@@ -34,7 +49,7 @@ KNOWN = (*GROUPS, *AXES, *RUN_KEYS, "grids")
 def axis_choices() -> dict[str, Sequence[str]]:
     """Choices of the axes that are words; families of formats and engines are files on disk."""
     return {
-        "format": sorted(files("formats")),
+        "format": sorted(format_files()),
         "scale_dtype": SCALE_DTYPES,
         "misfit": MISFITS,
         "engine": ["auto", "dense", *sorted(engine_files())],
@@ -45,6 +60,17 @@ def files(room: str) -> dict[str, Path]:
     """The modules of one room of the package, by name, without importing them."""
     folder = Path(__file__).parent / room
     return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+
+
+def format_files() -> dict[str, str]:
+    """Every name of a number format, and the family whose file has it: itself or a variant."""
+    found = {}
+    for family, path in files("formats").items():
+        found[family] = family
+        declared = re.search(r"^VARIANTS = (\(.*?\))", path.read_text("utf-8"), re.M | re.S)
+        if declared:
+            found |= dict.fromkeys(ast.literal_eval(declared[1]), family)
+    return found
 
 
 def engine_files() -> dict[str, Path]:

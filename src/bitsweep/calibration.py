@@ -126,7 +126,8 @@ class Calibration:
     into windows that do not overlap: no token is seen twice, and no process-wide seed is touched.
     (GPTQ's code draws random offsets, which may overlap.) There are no special tokens in them.
 
-    ``model`` is the full-precision model. Nothing is read before it is asked for.
+    ``model`` is the full-precision model, transformed as far as the point's transforms have come.
+    Nothing is read before it is asked for.
     """
 
     def __init__(self, model: Model, spec: CalibrationSpec, artifacts: Artifacts) -> None:
@@ -135,6 +136,12 @@ class Calibration:
         self.artifacts = artifacts
         self._walk: Iterator[Block] | None = None
         self._next = 0
+
+    def of(self, model: Model) -> Calibration:
+        """The same windows for ``model``, a transformed version of this one's."""
+        calibration = Calibration(model, self.spec, self.artifacts)
+        calibration.tokens = self.tokens
+        return calibration
 
     @cached_property
     def text_sha256(self) -> str:
@@ -198,7 +205,7 @@ class Calibration:
         names of the layers that share the tensor. Asked for in order, it costs one walk in all.
         """
         key = {
-            "checkpoint": self.model.checkpoint,
+            "checkpoint": self.model.content,
             "dtype": self.model.source.dtype,
             "windows": self.identity["sha256"],
             "block": index,

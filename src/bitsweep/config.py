@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitsweep.axes import AXES, KNOWN, RUN_KEYS, axis_choices
+from bitsweep.axes import AXES, CHAINS, KNOWN, RUN_KEYS, axis_choices
 from bitsweep.compose import choices as choices_text
 from bitsweep.compose import compose, conf_dir, group_files, nearest, plain_config
 from bitsweep.errors import UserError
-from bitsweep.point import Point, options
-from bitsweep.spec import QuantSpec
+from bitsweep.point import Point, changed_options
+from bitsweep.spec import FULL_BITS, InputSpec, QuantSpec
 from bitsweep.strict import build, fit, show, target
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from bitsweep.artifacts import Artifacts
     from bitsweep.calibration import CalibrationSpec
     from bitsweep.data import Data
-    from bitsweep.methods import Method
     from bitsweep.models import ModelSource
     from bitsweep.record import Record
     from bitsweep.tracking import Tracker
@@ -63,7 +62,13 @@ def parse(values: Mapping[str, Any], taken: Mapping[str, str], command: str = ""
     axes = {key: fit(key, values.get(key), hint) for key, hint in AXES.items()}
     _check_axes(axes, run)
     data = _data(taken["data"], _mapping("data", values))
-    method = target("method", values["method"], run["plugins"])
+    plugins = run["plugins"]
+    method = target("method", values["method"], plugins)
+    transforms = _chain("transforms", values, plugins)
+    recover = _chain("recover", values, plugins)
+    options = {taken["method"]: _options("method", taken["method"], method, plugins)}
+    for group, chain in (("transforms", transforms), ("recover", recover)):
+        options |= {name: _options(group, name, step, plugins) for name, step in chain.items()}
     point = Point(
         experiment=_folder_name(run["experiment"]),
         results_dir=Path(run["results_dir"]),
@@ -81,17 +86,21 @@ def parse(values: Mapping[str, Any], taken: Mapping[str, str], command: str = ""
         policy=_policy(taken["policy"], _mapping("policy", values)),
         calibration=_calibration(taken["calibration"], _mapping("calibration", values), data),
         probes={
-            name: target(f"probes.{name}", probe, run["plugins"])
+            name: target(f"probes.{name}", probe, plugins)
             for name, probe in _mapping("probes", values).items()
             if probe is not None  # probes.NAME=null leaves one out
         },
+        transforms=transforms,
+        recover=recover,
+        input=_input(_mapping("input", values)),
+        kv=_kv(_mapping("kv", values)),
         misfit=axes["misfit"],
         engine=axes["engine"],
         seed=axes["seed"],
-        method_options=options(method, _preset(taken["method"], method, run["plugins"])),
+        options=options,
         command=command,
     )
-    tracker = target("tracker", values["tracker"], run["plugins"])
+    tracker = target("tracker", values["tracker"], plugins)
     return Job(point, tracker, run["force"], run["threads"])
 
 
@@ -108,11 +117,11 @@ def check(job: Job, artifacts: Artifacts) -> None:
     check_device(point.model.device)
     check_folder(point.results_dir)
     point.data.check()
-    if point.method.calibrated:
+    if point.calibrated:
         if point.calibration.source.path == "":
             raise UserError(
                 f"calibration: data={point.data.name} has no text of its own to calibrate "
-                f"method={point.method_name} on; give data.calibration_path=FILE"
+                f"{point.columns()['label']} on; give data.calibration_path=FILE"
             )
         point.calibration.source.check()
         check_calibration(point.calibration.source, point.data, artifacts)
@@ -213,10 +222,46 @@ def _yaml_path(choice: str, otherwise: str) -> str:
     return str(_shipped("model", choice).get("path", otherwise))
 
 
-def _preset(choice: str, method: Method, plugins: Sequence[str]) -> Method:
-    """The method as its YAML has it; as its class has it, for a YAML of the user's own."""
-    values = _shipped("method", choice)
-    return target("method", values, plugins) if values else type(method)()
+def _chain(group: str, values: Mapping[str, Any], plugins: Sequence[str]) -> dict[str, Any]:
+    """The steps of ``transforms`` or ``recover`` by name, in the order in which they were asked."""
+    chosen = values.get(group) or {}
+    if not isinstance(chosen, Mapping):
+        raise UserError(f"{group}={show(chosen)}: takes a list of {', '.join(group_files(group))}")
+    return {
+        str(name): target(f"{group}.{name}", step, plugins)
+        for name, step in chosen.items()
+        if step is not None  # transforms.NAME=null leaves one out
+    }
+
+
+def _options(group: str, choice: str, step: Any, plugins: Sequence[str]) -> str:
+    """What differs from the YAML; from the class's own defaults, for a YAML of the user's own."""
+    values = _shipped(group, choice)
+    if group in CHAINS:
+        values = values.get(choice, {})
+    return changed_options(step, target(group, values, plugins) if values else type(step)())
+
+
+def _input(value: Mapping[str, Any]) -> InputSpec | None:
+    """How inputs are quantized; None at 16 bits.
+
+    Raises:
+        UserError: an unknown key, a wrong type or a width that no format has.
+    """
+    names = {item.name for item in dataclasses.fields(QuantSpec)}
+    own = {k: v for k, v in value.items() if k in names}
+    rest = {k: v for k, v in value.items() if k not in names}
+    spec = build(InputSpec, "input", {**rest, "quant": own})
+    quant = spec.quant
+    if quant.bits >= FULL_BITS and not spec.adaptive:
+        return None
+    return dataclasses.replace(spec, quant=dataclasses.replace(quant, bits=_whole(quant.bits)))
+
+
+def _kv(value: Mapping[str, Any]) -> QuantSpec | None:
+    """The number format of keys and values in the cache; None at 16 bits."""
+    spec = build(QuantSpec, "kv", value)
+    return None if spec.bits >= FULL_BITS else dataclasses.replace(spec, bits=_whole(spec.bits))
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitsweep.spec import QuantSpec
+from bitsweep.spec import InputSpec, QuantSpec
 
 if TYPE_CHECKING:
     from bitsweep.calibration import CalibrationSpec
@@ -19,14 +19,19 @@ if TYPE_CHECKING:
     from bitsweep.models import ModelSource
     from bitsweep.policies import Policy
     from bitsweep.probes import Probe
+    from bitsweep.recover import Recovery
+    from bitsweep.transforms import Transform
 
 
 @dataclass(frozen=True)
 class Point:
     """One point of a sweep. ``spec`` holds the axes bits, group_size, symmetric, format, scale.
 
-    ``method_options`` are the options that differ from those of the method's YAML. ``command``
-    makes this point again when typed; both name the point to people and identify nothing.
+    ``transforms`` and ``recover`` are done in their order; ``input`` quantizes the inputs of the
+    planned layers, ``kv`` the cache; either is None at 16 bits. ``options`` says of the method,
+    each transform and each recovery, by name, which options differ from those of its YAML
+    (``clip=mse``). ``command`` makes this point again when typed; both name the point to people
+    and identify nothing.
     """
 
     experiment: str
@@ -39,11 +44,22 @@ class Point:
     policy: Policy
     calibration: CalibrationSpec
     probes: Mapping[str, Probe] = field(default_factory=dict)
+    transforms: Mapping[str, Transform] = field(default_factory=dict)
+    recover: Mapping[str, Recovery] = field(default_factory=dict)
+    input: InputSpec | None = None
+    kv: QuantSpec | None = None
     misfit: str = "error"
     engine: str = "auto"
     seed: int = 0
-    method_options: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether anything of this point looks at calibration text."""
+        steps: list[Any] = [self.method, *self.transforms.values(), *self.recover.values()]
+        static = self.input is not None and self.input.range != "dynamic"
+        return static or any(step.calibrated for step in steps)
 
     @property
     def folder(self) -> Path:
@@ -54,7 +70,7 @@ class Point:
         columns: dict[str, Any] = {
             "model": self.model.name,
             "method": self.method_name,
-            "method_options": self.method_options,
+            "method_options": self.options.get(self.method_name, ""),
             "bits": self.spec.bits,
             "group_size": self.spec.group_size,
             "format": self.spec.format,
@@ -66,18 +82,28 @@ class Point:
             "calibration": self.calibration.source.name,
             "seed": self.seed,
             "dtype": self.model.dtype,
-            "transforms": "",
-            "recover": "",
+            "transforms": _chain(self.transforms, self.options),
+            "recover": _chain(self.recover, self.options),
+            "input": "" if self.input is None else str(self.input),
+            "kv": "" if self.kv is None else str(self.kv),
         }
         for axis in self.method.ignores:
-            columns[axis] = None
+            if axis != "calibration" or not self.calibrated:
+                columns[axis] = None
         columns["label"] = label(columns)
         return columns
 
 
+def _chain(steps: Mapping[str, Any], options: Mapping[str, str]) -> str:
+    """``smooth (strength=0.5) + rotate``."""
+    words = (f"{name} ({options[name]})" if options.get(name) else name for name in steps)
+    return " + ".join(words)
+
+
 def label(columns: Mapping[str, Any]) -> str:
-    """A point in a few words: ``gptq w4g64 by_role``, with ``ragged`` where that was asked."""
-    words = [columns["method"]]
+    """A point in a few words: ``rotate + gptq w4g64 a8 by_role ragged``, ``rtn w4 + low_rank``."""
+    words = [f"{columns['transforms']} +"] if columns["transforms"] else []
+    words.append(columns["method"])
     if columns["method_options"]:
         words.append(f"({columns['method_options']})")
     if columns["bits"] is not None:
@@ -92,15 +118,21 @@ def label(columns: Mapping[str, Any]) -> str:
                 )
             )
         )
+    if columns["input"]:
+        words.append(f"a{columns['input']}")
+    if columns["kv"]:
+        words.append(f"kv{columns['kv'].lstrip('w')}")
     if columns["policy"] is not None:
         words.append(columns["policy"])
     if columns["misfit"] not in (None, "error"):
         words.append(columns["misfit"])
+    if columns["recover"]:
+        words.append(f"+ {columns['recover']}")
     return " ".join(words)
 
 
-def options(method: Method, preset: Method) -> str:
-    """The options of ``method`` that differ from those of ``preset``: ``clip=mse``."""
-    names = [item.name for item in fields(method)]  # type: ignore[arg-type]
-    changed = [name for name in names if getattr(method, name) != getattr(preset, name)]
-    return " ".join(f"{name}={getattr(method, name)}" for name in changed)
+def changed_options(step: Any, preset: Any) -> str:
+    """The options of ``step`` that differ from those of ``preset``: ``clip=mse``."""
+    names = [item.name for item in fields(step)]
+    changed = [name for name in names if getattr(step, name) != getattr(preset, name)]
+    return " ".join(f"{name}={getattr(step, name)}" for name in changed)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bitsweep.errors import Refused, UserError
-from bitsweep.spec import PER_CHANNEL, LayerSpec, Plan, QuantSpec
+from bitsweep.spec import FULL_BITS, PER_CHANNEL, InputSpec, LayerSpec, Plan, QuantSpec
 
 if TYPE_CHECKING:
     from bitsweep.models import Layer, Model
@@ -40,7 +40,9 @@ SPEC_KEYS = ("bits", "group_size", "symmetric", "format", "scale_dtype")
 class Rule:
     """Which layers (by role, glob over names, blocks) become what.
 
-    Spec keys that are None take the sweep's axes. ``keep`` leaves the layers in full precision.
+    Spec keys that are None take the sweep's axes, ``input_bits`` that of ``input.bits`` (which must
+    then be below 16; 16 here leaves the inputs as they are). ``keep`` leaves the layers in full
+    precision.
     ``blocks`` reads ``0-3,28-31``, with ``first``, ``last`` and negative numbers from the end.
     """
 
@@ -53,6 +55,7 @@ class Rule:
     symmetric: bool | None = None
     format: str | None = None
     scale_dtype: str | None = None
+    input_bits: float | None = None
 
     def __str__(self) -> str:
         parts = [f"{key}: {getattr(self, key)}" for key in ("role", "name", "blocks")]
@@ -142,8 +145,17 @@ def parse_blocks(text: str, count: int, where: str = "blocks") -> frozenset[int]
     return frozenset(found)
 
 
-def make(policy: Policy, model: Model, axes: QuantSpec, misfit: str = "error") -> Plan:
+def make(
+    policy: Policy,
+    model: Model,
+    axes: QuantSpec,
+    misfit: str = "error",
+    inputs: InputSpec | None = None,
+) -> Plan:
     """The Plan that ``policy`` makes for ``model``, whose rules fall back on the sweep's ``axes``.
+
+    ``inputs`` is how the inputs of the planned linear layers are quantized, None for not at all; a
+    rule's ``input_bits`` changes the width. An embedding has no such input.
 
     ``misfit`` says what happens where a group does not divide a row: ``error`` refuses the point,
     ``per_channel`` gives that layer one scale a row, ``ragged`` lets its last group be smaller.
@@ -153,6 +165,7 @@ def make(policy: Policy, model: Model, axes: QuantSpec, misfit: str = "error") -
         Refused: a group does not fit, or the rules part a tied embedding from its head.
     """
     chosen: dict[str, QuantSpec] = {}
+    widths: dict[str, float | None] = {}
     count = len(model.blocks)
     for index, rule in enumerate(policy.rules):
         matched = [layer for layer in model.layers.values() if rule.matches(layer, count)]
@@ -167,10 +180,23 @@ def make(policy: Policy, model: Model, axes: QuantSpec, misfit: str = "error") -
                 chosen.pop(layer.name, None)
             else:
                 chosen[layer.name] = rule.spec(axes)
+                widths[layer.name] = rule.input_bits
     _check_tied(policy, model, chosen)
     fitted, misfits = _fit(chosen, model, misfit)
-    layers = {name: LayerSpec(fitted[name]) for name in model.layers if name in fitted}
+    layers = {
+        name: LayerSpec(fitted[name], _input(layer, inputs, widths[name]))
+        for name, layer in model.layers.items()
+        if name in fitted
+    }
     return Plan(layers=layers, untie=policy.untie and model.tied, misfits=misfits)
+
+
+def _input(layer: Layer, inputs: InputSpec | None, bits: float | None) -> InputSpec | None:
+    if layer.kind == "embedding" or bits == FULL_BITS:
+        return None
+    if inputs is None or bits is None:
+        return inputs
+    return dataclasses.replace(inputs, quant=dataclasses.replace(inputs.quant, bits=bits))
 
 
 def _roles(model: Model) -> list[str]:
@@ -239,7 +265,7 @@ def audit(model: Model, plan: Plan) -> dict[str, str]:
         RuntimeError: a planned layer was not quantized as planned, or another one was. That is a
             mistake in a method, never a user's, and no number of such a point is kept.
     """
-    from bitsweep.linear import QuantTensor
+    from bitsweep.tensor import QuantTensor
 
     became: dict[str, str] = {}
     for name in model.layers:
@@ -250,7 +276,20 @@ def audit(model: Model, plan: Plan) -> dict[str, str]:
         if (spec is None) != (planned is None):
             was = "left as it was" if spec is None else f"quantized to {spec}"
             raise RuntimeError(f"{name} was {was}, the plan says {planned or 'to keep it'}")
-        if spec is not None and planned is not None and spec != planned.weight:
+        if spec is None or planned is None:
+            became[name] = str(module.weight.dtype)
+            continue
+        if spec != planned.weight:
             raise RuntimeError(f"{name} became {spec}, the plan says {planned.weight}")
-        became[name] = str(module.weight.dtype) if spec is None else str(spec)
+        inputs = getattr(getattr(module, "input_quantizer", None), "spec", None)
+        if inputs != planned.input:
+            raise RuntimeError(f"{name} has inputs {inputs}, the plan says {planned.input}")
+        if name in model.masks and not _gone(quant, model.masks[name]):
+            raise RuntimeError(f"{name}: weights that were pruned came back")
+        became[name] = str(planned)
     return became
+
+
+def _gone(quant: Any, mask: Any) -> bool:
+    """Whether all that ``mask`` prunes is 0 in ``quant``."""
+    return quant.mask is not None and not bool((quant.mask & ~mask.to(quant.mask.device)).any())

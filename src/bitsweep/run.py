@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from bitsweep import formats, models, policies, provenance
+from bitsweep import activations, formats, kv, models, policies, provenance
 from bitsweep.artifacts import Artifacts, digest, plain
+from bitsweep.axes import CHAINS
 from bitsweep.calibration import Calibration
 from bitsweep.data import Reference
 from bitsweep.errors import Refused, UserError
@@ -51,19 +52,22 @@ def prepare(point: Point, artifacts: Artifacts) -> Prepared:
         UserError: the configuration is wrong whatever the other axes are.
     """
     skeleton = models.skeleton(point.model, artifacts)
-    plan = plan_for(point, skeleton)
+    plan = plan_for(point, reshaped(point, skeleton))
     source = dataclasses.replace(point.model, untie=point.model.untie or plan.untie)
-    point_id = digest(
-        {
-            "checkpoint": skeleton.checkpoint,
-            "dtype": source.dtype,
-            "untie": source.untie and skeleton.tied,
-            "method": method_identity(point),
-            "plan": plan.digest(),
-            "calibration": calibration_identity(point, skeleton, artifacts),
-            "seed": None if "seed" in point.method.ignores else point.seed,
-        }
-    )
+    identity = {
+        "checkpoint": skeleton.checkpoint,
+        "dtype": source.dtype,
+        "untie": source.untie and skeleton.tied,
+        "method": step_identity(point.method),
+        "plan": plan.digest(),
+        "calibration": calibration_identity(point, skeleton, artifacts),
+        "seed": None if "seed" in point.method.ignores else point.seed,
+    }
+    for name in CHAINS:
+        chain = getattr(point, name)
+        if chain:
+            identity[name] = [step_identity(step) for step in chain.values()]
+    point_id = digest(identity)
     run_ids = {
         kind: digest({"point": point_id, "kind": kind, "how": protocol(point, kind, artifacts)})
         for kind in KINDS
@@ -86,8 +90,15 @@ def run(
         source = models.load(prepared.source, artifacts)
     reference = Reference(source, point.data, artifacts)
     calibration = Calibration(source, point.calibration, artifacts)
+    with stage("transform"):
+        model, calibration = transformed(point, source.copy(), calibration)
     with stage("quantize"):
-        model = point.method(source.copy(), plan, calibration)
+        model = point.method(model, plan, calibration)
+        activations.install(model, plan, calibration)
+        kv.install(model, plan)
+    for name, step in point.recover.items():
+        with stage(name):
+            model = step(model, plan, calibration)
     became = policies.audit(model, plan)
     for kind in kinds:
         record = begin(prepared, kind, source)
@@ -97,7 +108,7 @@ def run(
                 measurement = probe(model, reference)
             record.add(measurement)
             details += [{"probe": name, **row} for row in measurement.details]
-        if point.method.calibrated:
+        if point.calibrated:
             record.calibration = plain(calibration.identity)
         record.timings = dict(stage.stages)
         yield record, details
@@ -143,23 +154,62 @@ def execute(
     return records
 
 
+def reshaped(point: Point, skeleton: Model) -> Model:
+    """``skeleton`` as the point's transforms will leave it.
+
+    Raises:
+        Refused: one of them can not be done to this model, or not after the others.
+    """
+    if not point.transforms:
+        return skeleton
+    model = skeleton.copy()
+    for name, transform in point.transforms.items():
+        reason = transform.skip(model)
+        if reason is not None:
+            raise Refused(f"transforms=[{name}]: {reason}")
+        transform.reshape(model)
+        model.transformed = (*model.transformed, name)
+    return model
+
+
+def transformed(point: Point, model: Model, calibration: Calibration) -> tuple[Model, Calibration]:
+    """``model`` after the point's transforms, and the calibration of what it became."""
+    for name, transform in point.transforms.items():
+        seen = calibration.identity if transform.calibrated else None
+        content = digest([model.content, step_identity(transform), seen])
+        model = transform(model, calibration)
+        model.content, model.transformed = content, (*model.transformed, name)
+        calibration = calibration.of(model.copy())
+    return model, calibration
+
+
 def plan_for(point: Point, model: Model) -> Plan:
     """The Plan of this point for ``model`` (a skeleton will do), each spec as the method stores it.
 
     Raises:
-        Refused: the method or the format can not make what the policy asks for.
+        Refused: the method or a format can not make what the policy asks for, or a recovery can
+            not follow it.
     """
-    if "policy" in point.method.ignores:
-        return Plan()
-    plan = policies.make(point.policy, model, point.spec, point.misfit)
-    layers = {}
-    for name, layer in plan.layers.items():
-        spec = point.method.resolve(layer.weight)
-        reason = formats.get(spec.format).skip(spec) or point.method.skip(spec)
+    plan = Plan()
+    if "policy" not in point.method.ignores:
+        plan = policies.make(point.policy, model, point.spec, point.misfit, point.input)
+        layers = {}
+        for name, layer in plan.layers.items():
+            spec = point.method.resolve(layer.weight)
+            reason = formats.get(spec.format).skip(spec) or point.method.skip(spec)
+            if reason is not None:
+                raise Refused(f"method={point.method_name}: {reason}")
+            layers[name] = LayerSpec(spec, layer.input)
+        plan = dataclasses.replace(plan, layers=layers)
+    plan = dataclasses.replace(plan, kv=point.kv)
+    reason = activations.skip(plan, model) or kv.skip(plan, model)
+    if reason is not None:
+        raise Refused(reason)
+    for name, step in point.recover.items():
+        reason = step.skip(plan)
         if reason is not None:
-            raise Refused(f"method={point.method_name}: {reason}")
-        layers[name] = LayerSpec(spec, layer.input)
-    return dataclasses.replace(plan, layers=layers)
+            raise Refused(f"recover=[{name}]: {reason}")
+    return plan
 
 
 def probes_of(point: Point, kind: Kind) -> dict[str, Probe]:
@@ -167,16 +217,15 @@ def probes_of(point: Point, kind: Kind) -> dict[str, Probe]:
     return {name: probe for name, probe in point.probes.items() if probe.kind == kind}
 
 
-def method_identity(point: Point) -> dict[str, Any]:
-    """Class, version and options: what of the method decides the codes."""
-    method = point.method
-    target = f"{type(method).__module__}.{type(method).__qualname__}"
-    return {"target": target, "version": method.version, "options": plain(method)}
+def step_identity(step: Any) -> dict[str, Any]:
+    """Class, version and options: what of a method, transform or recovery decides the result."""
+    target = f"{type(step).__module__}.{type(step).__qualname__}"
+    return {"target": target, "version": step.version, "options": plain(step)}
 
 
 def calibration_identity(point: Point, model: Model, artifacts: Artifacts) -> dict[str, Any] | None:
-    """What of the calibration decides the codes; None for a method that looks at no text."""
-    if not point.method.calibrated:
+    """What of the calibration decides the codes; None for a point that looks at no text."""
+    if not point.calibrated:
         return None
     return Calibration(model, point.calibration, artifacts).identity
 

@@ -20,6 +20,9 @@ PER_CHANNEL = -1
 PER_TENSOR = 0
 """``group_size`` that gives the whole tensor one scale."""
 
+FULL_BITS = 16
+"""Of an input or of the cache: left as it is."""
+
 SCALE_DTYPES = ("float16", "float32", "power_of_two")
 ZEROS = ("integer", "real")
 MISFITS = ("error", "per_channel", "ragged")
@@ -46,6 +49,8 @@ class QuantSpec:
     def __str__(self) -> str:
         """The short name of the field: ``w4g128``, ``w4g128-sym``, ``nf4g64``, ``w8``, ``w8t``."""
         letter = "w" if self.format == "int" else self.format
+        if letter[-1].isdigit():
+            letter += "-"  # mxfp4-4g32
         group = {PER_CHANNEL: "", PER_TENSOR: "t"}.get(self.group_size, f"g{self.group_size}")
         short_scale = {"float32": "-fp32scale", "power_of_two": "-pow2"}.get(self.scale_dtype, "")
         return f"{letter}{self.bits:g}{group}{'-sym' * self.symmetric}{short_scale}"
@@ -69,18 +74,59 @@ class QuantSpec:
 
 
 @dataclass(frozen=True)
+class InputSpec:
+    """How a layer's input ``(tokens, in)`` is quantized before it is multiplied.
+
+    ``quant`` is the number format of the rows. ``per`` says which numbers share a scale:
+    ``token`` (``quant.group_size`` of each row; -1 the whole row), ``tensor`` (all of them) or
+    ``channel`` (each of the ``in`` columns has its own, of all tokens). ``range`` says where it
+    comes from: ``dynamic`` (the numbers themselves, as they come by) or, for ``static``, from
+    calibration text: ``minmax``, ``percentile`` (of ``percentile`` per cent) or ``mse``.
+    ``adaptive`` is empty, or the widths among which each token chooses, ``quant.bits`` being the
+    narrowest: it takes the first whose relative squared error is at most ``threshold``.
+    """
+
+    quant: QuantSpec
+    per: str = "token"
+    range: str = "dynamic"
+    percentile: float = 99.9
+    adaptive: tuple[float, ...] = ()
+    threshold: float = 0.0
+
+    @property
+    def bits(self) -> float:
+        return self.quant.bits
+
+    def __str__(self) -> str:
+        """``8``, ``log4``, ``8t`` (per tensor), ``8c`` (per channel), ``4g64``, ``4~8``."""
+        letter = "" if self.quant.format == "int" else self.quant.format
+        widths = "~".join(f"{bits:g}" for bits in self.adaptive) or f"{self.bits:g}"
+        group = f"g{self.quant.group_size}" if self.quant.group_size > 0 else ""
+        tail = {"token": group, "tensor": "t", "channel": "c"}[self.per]
+        return f"{letter}{widths}{tail}"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> InputSpec:
+        rest = {**value, "adaptive": tuple(value["adaptive"])}
+        return cls(**{**rest, "quant": QuantSpec.from_json(value["quant"])})
+
+
+@dataclass(frozen=True)
 class LayerSpec:
     """What one layer becomes: its weight, and its input when that is quantized as well."""
 
     weight: QuantSpec
-    input: QuantSpec | None = None
+    input: InputSpec | None = None
 
     def __str__(self) -> str:
+        """``w4g128``, or with inputs ``w4a8g128``."""
         if self.input is None:
             return str(self.weight)
-        weight = str(self.weight)
-        head, group, tail = weight.partition("g")
-        return f"{head}a{self.input.bits:g}{group}{tail}"
+        head, group, tail = str(self.weight).partition("g")
+        return f"{head}a{self.input}{group}{tail}"
 
 
 @dataclass(frozen=True)
@@ -112,15 +158,13 @@ class Plan:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Plan:
-        def quant(spec: Mapping[str, Any] | None) -> QuantSpec | None:
-            return None if spec is None else QuantSpec.from_json(spec)
+        def layer(spec: Mapping[str, Any]) -> LayerSpec:
+            inputs = spec["input"] and InputSpec.from_json(spec["input"])
+            return LayerSpec(QuantSpec.from_json(spec["weight"]), inputs)
 
         return cls(
-            layers={
-                name: LayerSpec(QuantSpec.from_json(spec["weight"]), quant(spec["input"]))
-                for name, spec in value["layers"].items()
-            },
-            kv=quant(value["kv"]),
+            layers={name: layer(spec) for name, spec in value["layers"].items()},
+            kv=value["kv"] and QuantSpec.from_json(value["kv"]),
             untie=value["untie"],
             misfits=dict(value["misfits"]),
         )

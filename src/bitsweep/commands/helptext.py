@@ -115,7 +115,7 @@ def keys() -> str:
 def _line(key: str, default: Any, note: str) -> str:
     shown = show(default)
     head = f"  {key + '=' + shown:<26}"
-    return textwrap.fill(note, 100, initial_indent=head, subsequent_indent=" " * 28)
+    return textwrap.fill(note or "none yet", 100, initial_indent=head, subsequent_indent=" " * 28)
 
 
 def _defaults() -> dict[str, Any]:

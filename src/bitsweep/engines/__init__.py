@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from bitsweep.engines import runner
 from bitsweep.engines.packed import COMPUTE
 from bitsweep.errors import UserError
-from bitsweep.linear import QuantEmbedding, QuantLinear, QuantTensor
+from bitsweep.linear import QuantEmbedding, QuantLinear
 from bitsweep.models import Model
 from bitsweep.spec import QuantSpec
+from bitsweep.tensor import QuantTensor
 
 Quantized = QuantLinear | QuantEmbedding
 

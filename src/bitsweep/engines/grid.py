@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitsweep.linear import QuantTensor
 from bitsweep.spec import QuantSpec
+from bitsweep.tensor import QuantTensor
 
 
 def refuses(spec: QuantSpec, bits: int) -> str | None:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from bitsweep.engines import grid
 from bitsweep.engines.packed import Packed
 from bitsweep.engines.torch_int4 import BLOCKS, Int4Linear
-from bitsweep.linear import QuantEmbedding, QuantLinear, QuantTensor
+from bitsweep.linear import QuantEmbedding, QuantLinear
 from bitsweep.spec import QuantSpec
+from bitsweep.tensor import QuantTensor
 
 
 class TorchInt4Pair:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from bitsweep.engines import grid
 from bitsweep.engines.lookup import Lookup
 from bitsweep.engines.packed import COMPUTE, Packed
-from bitsweep.linear import QuantEmbedding, QuantLinear, QuantTensor
+from bitsweep.linear import QuantEmbedding, QuantLinear
+from bitsweep.tensor import QuantTensor
 
 
 class TorchInt8:

@@ -22,11 +22,13 @@ Conventions, where implementations differ:
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import torch
 from torch import Tensor
 
 from bitsweep.errors import UserError
-from bitsweep.formats import Params
+from bitsweep.formats import Family, Params
 from bitsweep.spec import PER_CHANNEL, SCALE_DTYPES, ZEROS, QuantSpec
 
 WIDTHS = range(2, 9)
@@ -35,14 +37,12 @@ SMALLEST = {"float16": 2.0**-24, "float32": 2.0**-126, "power_of_two": 2.0**-126
 LARGEST = {"float16": 65504.0, "float32": 3.0e38, "power_of_two": 2.0**127}
 
 
-class Int:
+class Int(Family):
     """Uniform integers of 2 to 8 bits, symmetric or with a zero-point."""
-
-    name = "int"
 
     def skip(self, spec: QuantSpec) -> str | None:
         if spec.bits == 1 and spec.symmetric:
-            return "bits=1 symmetric=true is format=binary, which comes later; int has 2 to 8 bits"
+            return "bits=1 symmetric=true is format=binary; int has 2 to 8 bits"
         if spec.bits not in WIDTHS:
             return f"bits={spec.bits:g}: format=int has 2, 3, 4, 5, 6, 7 or 8 bits"
         if spec.group_size < PER_CHANNEL:
@@ -55,7 +55,13 @@ class Int:
             return "symmetric=true has no zero-point that could be real; try symmetric=false"
         return None
 
-    def fit(self, groups: Tensor, spec: QuantSpec) -> dict[str, Tensor]:
+    def fit(
+        self,
+        groups: Tensor,
+        spec: QuantSpec,
+        shared: Params = MappingProxyType({}),
+        importance: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         levels = 2 ** int(spec.bits) - 1
         low = groups.amin(-1).clamp_(max=0)
         high = groups.amax(-1).clamp_(min=0)

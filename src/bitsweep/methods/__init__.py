@@ -2,7 +2,8 @@
 
 A method is a frozen dataclass whose fields are its options, and a YAML of the same defaults in
 ``conf/method``. It replaces the layers that the plan names, leaves all others untouched, and sets
-``model.plan``. It gets a copy: layers are replaced, never written.
+``model.plan``. It gets a copy: layers are replaced, never written. A method that draws random
+numbers takes :func:`seeded`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
-from bitsweep.linear import QuantTensor, quantized
+from bitsweep.linear import quantized
 from bitsweep.models import Model
 from bitsweep.spec import Plan, QuantSpec
+from bitsweep.tensor import QuantTensor
 
 
 class Method(Protocol):
@@ -62,7 +64,19 @@ def replace_layers(
             codes = cast(QuantTensor, model.get(twin).quant)
         else:
             codes = quantize(finite_weight(model, name), plan.layers[name].weight)
-        model.replace(name, quantized(codes, model.get(name)))
+        place(model, name, codes)
+
+
+def place(model: Model, name: str, quant: QuantTensor) -> None:
+    """Put ``quant`` where the layer ``name`` is; what was pruned of it stays pruned."""
+    if quant.mask is None:
+        quant = quant.masked(model.masks.get(name))
+    model.replace(name, quantized(quant, model.get(name)))
+
+
+def seeded() -> torch.Generator:
+    """A generator of the point's ``seed=``; the process-wide one is left as it is."""
+    return torch.Generator().manual_seed(torch.initial_seed())
 
 
 def finite_weight(model: Model, name: str) -> Tensor:

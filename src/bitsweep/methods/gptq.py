@@ -19,11 +19,11 @@ from torch import Tensor
 from bitsweep import formats
 from bitsweep.calibration import Block, Calibration, Hessian
 from bitsweep.errors import UserError
-from bitsweep.formats import Format
-from bitsweep.linear import QuantTensor, quantized
-from bitsweep.methods import finite_weight, replace_layers, tied_embedding
+from bitsweep.formats import Family
+from bitsweep.methods import finite_weight, place, replace_layers, tied_embedding
 from bitsweep.models import Model
 from bitsweep.spec import Plan, QuantSpec
+from bitsweep.tensor import QuantTensor
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class GPTQ:
             else:
                 log.warning("%s: the calibration text never reaches it; rounded to nearest", name)
                 quant = QuantTensor.quantize(weight, spec)
-            model.replace(name, quantized(quant.to(weight.device), model.get(name)))
+            place(model, name, quant.to(weight.device))
 
     @torch.no_grad()
     def quantize(
@@ -180,7 +180,7 @@ class _Grid:
     """
 
     def __init__(self, weight: Tensor, order: Tensor, spec: QuantSpec, static: bool) -> None:
-        self.family: Format = formats.get(spec.format)
+        self.family: Family = formats.get(spec.format)
         self.spec = spec
         self.group_size = spec.group_size if spec.group_size > 0 else weight.shape[1]
         self.static = static or spec.group_size <= 0

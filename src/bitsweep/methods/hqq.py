@@ -21,10 +21,10 @@ from bitsweep import formats
 from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
 from bitsweep.formats.int import Int, store_zero
-from bitsweep.linear import QuantTensor
 from bitsweep.methods import replace_layers
 from bitsweep.models import Model
 from bitsweep.spec import ZEROS, Plan, QuantSpec
+from bitsweep.tensor import QuantTensor
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class HQQ:
             raise UserError(f"method.zero={self.zero}: use {' or '.join(ZEROS)}")
 
     def skip(self, spec: QuantSpec) -> str | None:
-        if spec.format != Int.name:
+        if spec.format != "int":
             return f"format={spec.format}: hqq optimises a zero-point, which only format=int has"
         if spec.symmetric:
             return "symmetric=true: hqq optimises a zero-point, and there is none"
@@ -80,7 +80,7 @@ class HQQ:
 
     def fit(self, groups: Tensor, spec: QuantSpec) -> dict[str, Tensor]:
         """Scale and optimised zero of ``groups`` ``(rows, n, g)``."""
-        family = Int()
+        family = Int(spec.format)
         params = best = family.fit(groups, spec)
         scale = params["scale"].float().unsqueeze(-1)
         least, beta = torch.inf, self.beta

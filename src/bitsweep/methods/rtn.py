@@ -11,11 +11,11 @@ from torch import Tensor
 from bitsweep import formats
 from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
-from bitsweep.formats import Format
-from bitsweep.linear import QuantTensor
+from bitsweep.formats import Family, Params
 from bitsweep.methods import replace_layers
 from bitsweep.models import Model
 from bitsweep.spec import Plan, QuantSpec
+from bitsweep.tensor import QuantTensor
 
 SHRINKS = tuple(percent / 100 for percent in range(100, 28, -2))
 """Factors on a group's range that ``clip=mse`` tries: 1.00, 0.98 ... 0.30.
@@ -59,18 +59,22 @@ class RTN:
 def quantize_clipped(weight: Tensor, spec: QuantSpec) -> QuantTensor:
     """Round ``weight`` ``(out, in)``, each group on the range with the least squared error."""
     family = formats.get(spec.format)
-    parts = [fit_clipped(family, part, spec) for part in formats.split(weight, spec)]
-    return QuantTensor.quantize(weight, spec, formats.join_params(parts))
+    shared = family.shared(weight, spec)
+    parts = [fit_clipped(family, part, spec, shared) for part in formats.split(weight, spec)]
+    return QuantTensor.quantize(weight, spec, formats.join_params(parts) | shared)
 
 
-def fit_clipped(family: Format, groups: Tensor, spec: QuantSpec) -> dict[str, Tensor]:
+def fit_clipped(
+    family: Family, groups: Tensor, spec: QuantSpec, shared: Params
+) -> dict[str, Tensor]:
     """Parameters of ``groups`` ``(rows, n, g)`` shrunk by the best factor of each group."""
     best: dict[str, Tensor] = {}
     least = torch.full(groups.shape[:2], torch.inf, device=groups.device)
     for shrink in SHRINKS:
-        params = family.fit(groups * shrink, spec)
-        codes = family.quantize(groups, params, spec)
-        error = (family.dequantize(codes, params, spec) - groups).square_().sum(-1)
+        params = family.fit(groups * shrink, spec, shared)
+        codes = family.quantize(groups, {**params, **shared}, spec)
+        restored = family.dequantize(codes, {**params, **shared}, spec)
+        error = (restored - groups).square_().sum(-1)
         better = error < least
         least = torch.where(better, error, least)
         best = {name: torch.where(better, new, best.get(name, new)) for name, new in params.items()}

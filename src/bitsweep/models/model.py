@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,10 @@ class Model:
     ``checkpoint`` is a SHA-256 over the weights' content and the configuration, independent of
     where they lie; ``tokenizer_sha256`` the same for the tokenizer. ``device`` is where the model
     runs. ``tied``: embedding and head are one tensor. ``plan`` is None until it is quantized.
+    ``content`` names the full-precision weights as they are now: the checkpoint, and after each
+    transform a digest with that transform in it. ``masks`` bool ``(out, in)`` by layer: where it
+    is False the weight was pruned, is 0, and stays 0 whatever is done to the layer afterwards.
+    ``transformed`` are the names of the transforms done to it, in order.
     A skeleton is a Model whose ``module`` lies on the meta device.
     """
 
@@ -38,6 +42,12 @@ class Model:
     tied: bool
     device: torch.device
     plan: Plan | None = None
+    content: str = ""
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    transformed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.content = self.content or self.checkpoint
 
     @property
     def layers(self) -> dict[str, Layer]:
@@ -103,7 +113,8 @@ class Model:
             for value in vars(module).values():
                 if _holds_tensors(value):
                     shared[id(value)] = value
-        return replace(self, module=copy.deepcopy(self.module, shared))
+        module = copy.deepcopy(self.module, shared)
+        return replace(self, module=module, masks=dict(self.masks))
 
     @contextmanager
     def block_on_device(self, index: int) -> Iterator[None]:

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference
-from bitsweep.linear import QuantEmbedding, QuantLinear, QuantTensor
+from bitsweep.linear import QuantEmbedding, QuantLinear
 from bitsweep.models import ModelSource, files
 from bitsweep.record import Delta, Kind, Measurement, Metric
+from bitsweep.tensor import QuantTensor
 
 if TYPE_CHECKING:
     from bitsweep.models import Model
