@@ -20,7 +20,7 @@ from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration, CalibrationSpec
 from bitsweep.data import TextSource
 from bitsweep.errors import UserError
-from bitsweep.methods import Method
+from bitsweep.methods import Method, Particular
 from bitsweep.models import Model
 from bitsweep.policies import Policy, Rule
 from bitsweep.spec import PER_CHANNEL, Plan, QuantSpec
@@ -49,10 +49,14 @@ every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 every_method = pytest.mark.parametrize(
     "method", [make(f) for f in FILES], ids=[f.stem for f in FILES]
 )
+OURS = [file for file in FILES if not isinstance(make(file), Particular)]
+"""A library's methods have a contract of their own: ``test_library.py``."""
+QUANTIZERS = [file for file in OURS if "policy" not in make(file).ignores]
+every_one_of_ours = pytest.mark.parametrize(
+    "method", [make(f) for f in OURS], ids=[f.stem for f in OURS]
+)
 every_quantizer = pytest.mark.parametrize(
-    "method",
-    [make(file) for file in FILES if "policy" not in make(file).ignores],
-    ids=[file.stem for file in FILES if "policy" not in make(file).ignores],
+    "method", [make(f) for f in QUANTIZERS], ids=[f.stem for f in QUANTIZERS]
 )
 
 
@@ -132,7 +136,7 @@ def test_a_method_says_what_it_is(method: Method) -> None:
         method.anything = 1  # type: ignore[attr-defined]
 
 
-@every_method
+@every_one_of_ours
 def test_what_a_method_stores_it_stores_again(method: Method) -> None:
     once = method.resolve(W4)
     assert method.resolve(once) == once
@@ -140,7 +144,7 @@ def test_what_a_method_stores_it_stores_again(method: Method) -> None:
     assert formats.get(once.format).skip(once) is None
 
 
-@every_method
+@every_one_of_ours
 def test_the_source_and_the_random_state_are_left_alone(
     method: Method, model: Model, spec: CalibrationSpec
 ) -> None:

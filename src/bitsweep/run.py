@@ -21,6 +21,7 @@ from bitsweep.axes import CHAINS
 from bitsweep.calibration import Calibration
 from bitsweep.data import Reference
 from bitsweep.errors import Refused, UserError
+from bitsweep.methods import Particular
 from bitsweep.models import Model, ModelSource
 from bitsweep.point import Point
 from bitsweep.probes import Probe
@@ -196,10 +197,12 @@ def plan_for(point: Point, model: Model) -> Plan:
         layers = {}
         for name, layer in plan.layers.items():
             spec = point.method.resolve(layer.weight)
+            layers[name] = LayerSpec(spec, layer.input)
             reason = formats.get(spec.format).skip(spec) or point.method.skip(spec)
+            if reason is None and isinstance(point.method, Particular):
+                reason = point.method.skip_layer(model.layers[name], layers[name])
             if reason is not None:
                 raise Refused(f"method={point.method_name}: {reason}")
-            layers[name] = LayerSpec(spec, layer.input)
         plan = dataclasses.replace(plan, layers=layers)
     plan = dataclasses.replace(plan, kv=point.kv)
     reason = activations.skip(plan, model) or kv.skip(plan, model)

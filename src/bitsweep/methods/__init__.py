@@ -9,7 +9,7 @@ numbers takes :func:`seeded`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Protocol, cast
+from typing import ClassVar, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ from torch import Tensor
 from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
 from bitsweep.linear import quantized
-from bitsweep.models import Model
-from bitsweep.spec import Plan, QuantSpec
+from bitsweep.models import Layer, Model
+from bitsweep.spec import LayerSpec, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
 
 
@@ -43,6 +43,16 @@ class Method(Protocol):
 
     def __call__(self, model: Model, plan: Plan, calibration: Calibration) -> Model:
         """Quantize the planned layers of ``model``, a copy that is the method's own."""
+
+
+@runtime_checkable
+class Particular(Protocol):
+    """A method that does not take every layer, or not with any inputs: one of a library's."""
+
+    library: ClassVar[str]
+
+    def skip_layer(self, layer: Layer, spec: LayerSpec) -> str | None:
+        """Why it cannot make ``spec`` of ``layer`` (with the key to change), or None."""
 
 
 def replace_layers(
