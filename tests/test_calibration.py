@@ -200,3 +200,35 @@ def test_a_walk_leaves_the_model_and_the_random_state_alone(
     assert torch.equal(torch.get_rng_state(), state)
     assert dict(model.module.named_modules()) == modules
     assert not any(module._forward_pre_hooks for module in modules.values())
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "gemma2", "gptj"])
+def test_a_block_run_by_itself_gives_what_the_next_one_gets(
+    name: str, folder: Path, spec: CalibrationSpec
+) -> None:
+    tested = tiny.load(name, folder)
+    walk = calibrate(tested, spec).blocks(tested.copy())
+    first = next(walk)
+    outputs, some = first.outputs(), torch.tensor([7, 0, 3])
+    part = first.run(first.inputs()[some], some)
+    torch.testing.assert_close(part, outputs[some], rtol=0, atol=1e-5)
+    torch.testing.assert_close(outputs, next(walk).inputs(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_weights_stand_in_for_those_of_a_block_and_get_gradients(
+    name: str, folder: Path, spec: CalibrationSpec
+) -> None:
+    tested = tiny.load(name, folder)
+    block = next(calibrate(tested, spec).blocks(tested.copy()))
+    layer = next(item.name for item in tested.layers.values() if item.role == "ffn.down")
+    some, weight = torch.tensor([2, 5]), tested.weight(layer).detach().clone().requires_grad_()
+    plain = block.run(block.inputs()[some], some)
+    given = block.run(block.inputs()[some], some, {layer: weight})
+    assert torch.equal(given, plain)
+    # the block's last step adds x @ W^T to the residual: its output's sum has gradient sum(x) in
+    # every row of W
+    given.sum().backward()
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad, weight.grad[:1].expand_as(weight))
+    assert float(weight.grad.abs().max()) > 0

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -23,7 +24,7 @@ from bitsweep.artifacts import Artifacts
 from bitsweep.data import TextSource
 from bitsweep.errors import UserError
 from bitsweep.models import Model
-from bitsweep.replay import Replay
+from bitsweep.replay import BATCH_TOKENS, Replay
 
 VERSION = 1
 """Of the statistics that are kept on disk."""
@@ -109,6 +110,46 @@ class Block:
                 hook.remove()
         return found
 
+    @property
+    def name(self) -> str:
+        """The block's module name; what comes behind the blocks has none."""
+        return self._replay.model.blocks[self.index]
+
+    def inputs(self) -> Tensor:
+        """The hidden states ``(windows, window, hidden)`` that come into the block, on the CPU.
+
+        Of the model as it stands: computed through what the blocks before have become.
+        """
+        return self._replay.inputs()
+
+    def run(
+        self,
+        hidden: Tensor,
+        windows: Tensor,
+        weights: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Tensor:
+        """The block on ``hidden`` ``(n, window, hidden)``, states of ``windows`` int64 ``(n,)``.
+
+        ``weights`` ``(out, in)`` by layer name stand in for those of the block's own layers, which
+        must be in full precision. Gradients flow to both where they are enabled.
+        """
+        model, prefix = self._replay.model, f"{self.name}."
+        inside = {
+            f"{name.removeprefix(prefix)}.weight": (
+                weight.t() if model.layers[name].kind == "conv1d" else weight
+            )
+            for name, weight in weights.items()
+        }
+        return self._replay.call(self.index, hidden, windows, inside)
+
+    @torch.no_grad()
+    def outputs(self) -> Tensor:
+        """What the block as it stands makes of :meth:`inputs`, on the CPU."""
+        hidden = self.inputs()
+        batch = max(1, BATCH_TOKENS // hidden.shape[1])
+        places = torch.arange(len(hidden)).split(batch)
+        return torch.cat([self.run(hidden[at], at).cpu() for at in places])
+
 
 class _Watch:
     def __init__(self, name: str, look: Callable[[str, Tensor], None]) -> None:
@@ -127,6 +168,7 @@ class Calibration:
     (GPTQ's code draws random offsets, which may overlap.) There are no special tokens in them.
 
     ``model`` is the full-precision model, transformed as far as the point's transforms have come.
+    ``trained_tokens`` counts those that training has gone through, each time it does.
     Nothing is read before it is asked for.
     """
 
@@ -134,6 +176,7 @@ class Calibration:
         self.model = model
         self.spec = spec
         self.artifacts = artifacts
+        self.trained_tokens = 0
         self._walk: Iterator[Block] | None = None
         self._next = 0
 

@@ -9,13 +9,15 @@ stand-in answer with them. Caches are off throughout: one left on changes what l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from bitsweep.models import Model
 
@@ -61,6 +63,40 @@ class Replay:
                 if keep:
                     self._hidden[i] = (output[0] if isinstance(output, tuple) else output).cpu()
 
+    def inputs(self) -> Tensor:
+        """Hidden states ``(windows, window, hidden)`` that the next block to run will get."""
+        return torch.cat(self._hidden)
+
+    def call(
+        self, index: int, hidden: Tensor, windows: Tensor, weights: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Block ``index`` on ``hidden`` ``(n, window, hidden)``, those of ``windows`` ``(n,)``.
+
+        ``weights`` stand in for parameters of the block, by their name within it. Gradients flow
+        where they are enabled. What the model hands a block beside the states (masks, positions)
+        is asked of it for just these windows.
+        """
+        block = self.model.get(self.model.blocks[index])
+        with self.model.block_on_device(index):
+            arguments = self._arguments(index, windows)
+            output = _called(block, hidden.to(self.model.device), arguments, weights)
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result
+
+    @torch.no_grad()
+    def _arguments(self, index: int, windows: Tensor) -> Call:
+        found: list[Call] = []
+
+        def note(at: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if at < index:
+                return self._in_form(_hidden(args, kwargs))
+            found.append(_open(args, kwargs))
+            raise _Stop
+
+        with _stand_ins(self.model, note):
+            self._start(torch.cat(self._tokens)[windows])
+        return found[0]
+
     def _run_tail(self, after_batch: Callable[[], None]) -> None:
         batches = iter(self._hidden)
 
@@ -79,7 +115,7 @@ class Replay:
         hidden = _hidden(args, kwargs)
         if index == 0:
             self._hidden.append(hidden.cpu())
-        call = ((None, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": None})
+        call = _open(args, kwargs)
         known = self._calls[index]
         known.append(_shared(call, known[0]) if known else call)
         if index == len(self.model.blocks) - 1:
@@ -160,11 +196,26 @@ def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return hidden
 
 
-def _called(block: nn.Module, hidden: Tensor, call: Call) -> Any:
+def _open(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """A block's call with the place of the hidden states left open."""
+    return ((None, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": None})
+
+
+def _called(
+    block: nn.Module,
+    hidden: Tensor,
+    call: Call,
+    weights: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Any:
+    """What ``block`` answers; ``weights`` stand in for parameters of these names."""
     args, kwargs = call
     if args:
-        return block(hidden, *args[1:], **kwargs)
-    return block(**{**kwargs, "hidden_states": hidden})
+        args = (hidden, *args[1:])
+    else:
+        kwargs = {**kwargs, "hidden_states": hidden}
+    if not weights:
+        return block(*args, **kwargs)
+    return functional_call(block, dict(weights), args, kwargs)
 
 
 def _shared(new: Any, known: Any) -> Any:
