@@ -79,6 +79,10 @@ class Family:
         """How many weights one code stands for."""
         return 1
 
+    def levels(self, spec: QuantSpec) -> int:
+        """How many codes there are: 0 up to one less than this. Some may mean the same or NaN."""
+        return 1 << self._width(spec)
+
     def packed_bytes(self, count: int, spec: QuantSpec) -> int:
         """Bytes that ``count`` codes fill."""
         return packed_bytes(count, self._width(spec))

@@ -32,8 +32,10 @@ class Method(Protocol):
     """
 
     version: ClassVar[int]
-    ignores: ClassVar[frozenset[str]]
     calibrated: ClassVar[bool]
+
+    @property
+    def ignores(self) -> frozenset[str]: ...
 
     def skip(self, spec: QuantSpec) -> str | None:
         """Why this method cannot make ``spec`` (with the key to change), or None."""

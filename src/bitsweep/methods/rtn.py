@@ -1,4 +1,13 @@
-"""RTN, round to nearest: every weight to its nearest code, no data."""
+"""RTN, round to nearest: every weight to its nearest code, no data.
+
+Or, as a control, to one of its two neighbours by chance (stochastic rounding: Gupta, Agrawal,
+Gopalakrishnan & Narayanan, 2015): between the neighbouring values ``a <= w < b`` of the grid
+
+    P(b) = (w - a) / (b - a),    so that    E[rounded w] = w
+
+The mean error vanishes and the squared error grows: on average over where ``w`` lies, from
+``step**2 / 12`` to ``step**2 / 6``.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +21,7 @@ from bitsweep import formats
 from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
 from bitsweep.formats import Family, Params
-from bitsweep.methods import replace_layers
+from bitsweep.methods import replace_layers, seeded
 from bitsweep.models import Model
 from bitsweep.spec import Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
@@ -31,37 +40,98 @@ class RTN:
 
     The error of a clipped range is that of the group's own weights, each factor of
     :data:`SHRINKS` tried on every group by itself (the search of GPTQ's code, with norm 2).
+
+    ``rounding=stochastic`` draws each weight's code by ``seed=``; several seeds give a mean and a
+    spread. A weight beyond the grid's ends (the largest of a symmetric group, or a clipped one)
+    goes to the end, and there the expectation is not its own.
     """
 
     clip: str = "none"
+    rounding: str = "nearest"
 
     version: ClassVar[int] = 1
-    ignores: ClassVar[frozenset[str]] = frozenset({"calibration", "seed"})
     calibrated: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.clip not in ("none", "mse"):
             raise UserError(f"method.clip={self.clip}: use none or mse")
+        if self.rounding not in ("nearest", "stochastic"):
+            raise UserError(f"method.rounding={self.rounding}: use nearest or stochastic")
+
+    @property
+    def ignores(self) -> frozenset[str]:
+        seedless = {"seed"} if self.rounding == "nearest" else set()
+        return frozenset({"calibration"} | seedless)
 
     def skip(self, spec: QuantSpec) -> str | None:
+        if self.rounding == "stochastic" and formats.get(spec.format).vector(spec) > 1:
+            return (
+                f"format={spec.format}: a code stands for several weights, so no weight has two "
+                "neighbours of its own; method.rounding=nearest works"
+            )
         return None
 
     def resolve(self, spec: QuantSpec) -> QuantSpec:
         return spec
 
     def __call__(self, model: Model, plan: Plan, calibration: Calibration) -> Model:
-        quantize = QuantTensor.quantize if self.clip == "none" else quantize_clipped
+        generator = seeded()
+
+        def quantize(weight: Tensor, spec: QuantSpec) -> QuantTensor:
+            fit = formats.fit if self.clip == "none" else fit_tensor_clipped
+            params = fit(weight, spec)
+            if self.rounding == "nearest":
+                return QuantTensor.quantize(weight, spec, params)
+            return quantize_stochastic(weight, spec, params, generator)
+
         replace_layers(model, plan, plan.layers, quantize)
         model.plan = plan
         return model
 
 
+def quantize_stochastic(
+    weight: Tensor, spec: QuantSpec, params: Params, generator: torch.Generator
+) -> QuantTensor:
+    """Each weight of ``weight`` ``(out, in)`` to one of its two neighbouring values, by chance."""
+    parts = formats.split(weight, spec)
+    each = formats.split_params(params, parts)
+    codes = [draw(part, own, spec, generator) for part, own in zip(parts, each, strict=True)]
+    return QuantTensor(formats.join(codes, weight.shape), params, spec)
+
+
+def draw(groups: Tensor, params: Params, spec: QuantSpec, generator: torch.Generator) -> Tensor:
+    """Codes uint8 for ``groups`` ``(rows, n, g)``, unbiased between the ends of each grid.
+
+    Nothing is asked of the family but what its codes stand for: every one of them is dequantized
+    in every group and sorted, which sets weights between two neighbours on any grid.
+    """
+    family, count = formats.get(spec.format), formats.get(spec.format).levels(spec)
+    every = torch.arange(count, dtype=torch.uint8, device=groups.device)
+    values = family.dequantize(every.expand(*groups.shape[:2], count).contiguous(), params, spec)
+    values = torch.where(values.isfinite(), values, torch.inf)  # E4M3's NaN, E5M2's infinities
+    values, order = values.sort(-1)
+    last = values.isfinite().sum(-1, keepdim=True) - 1
+    above = torch.searchsorted(values, groups.contiguous(), right=True)
+    below = (above - 1).clamp_(min=0)
+    above = torch.minimum(above, last)
+    low, high = values.gather(-1, below), values.gather(-1, above)
+    chance = torch.rand(groups.shape, generator=generator).to(groups.device)
+    up = chance * (high - low) < groups - low
+    place: Tensor = torch.where(up, above, below)
+    return order.gather(-1, place).to(torch.uint8)
+
+
 def quantize_clipped(weight: Tensor, spec: QuantSpec) -> QuantTensor:
     """Round ``weight`` ``(out, in)``, each group on the range with the least squared error."""
+    return QuantTensor.quantize(weight, spec, fit_tensor_clipped(weight, spec))
+
+
+def fit_tensor_clipped(weight: Tensor, spec: QuantSpec) -> dict[str, Tensor]:
+    """Parameters of ``weight`` ``(out, in)``, those of each group by :func:`fit_clipped`."""
     family = formats.get(spec.format)
     shared = family.shared(weight, spec)
     parts = [fit_clipped(family, part, spec, shared) for part in formats.split(weight, spec)]
-    return QuantTensor.quantize(weight, spec, formats.join_params(parts) | shared)
+    return formats.join_params(parts) | shared
 
 
 def fit_clipped(
