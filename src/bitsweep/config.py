@@ -83,7 +83,7 @@ def parse(values: Mapping[str, Any], taken: Mapping[str, str], command: str = ""
             format=axes["format"],
             scale_dtype=axes["scale_dtype"],
         ),
-        policy=_policy(taken["policy"], _mapping("policy", values)),
+        policy=_policy(taken["policy"], _mapping("policy", values), plugins),
         calibration=_calibration(taken["calibration"], _mapping("calibration", values), data),
         probes={
             name: target(f"probes.{name}", probe, plugins)
@@ -279,7 +279,10 @@ def _data(name: str, value: Mapping[str, Any]) -> Data:
     return data.make(name, value)
 
 
-def _policy(name: str, value: Mapping[str, Any]) -> Any:
+def _policy(name: str, value: Mapping[str, Any], plugins: Sequence[str]) -> Any:
+    """Ordered rules, or for a policy that computes, the object of its ``_target_``."""
+    if "_target_" in value:
+        return target("policy", value, plugins)
     from bitsweep.policies import Policy
 
     return Policy.from_config(name, value)

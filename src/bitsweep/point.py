@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bitsweep.data import Data
     from bitsweep.methods import Method
     from bitsweep.models import ModelSource
-    from bitsweep.policies import Policy
+    from bitsweep.policies import Chooser
     from bitsweep.probes import Probe
     from bitsweep.recover import Recovery
     from bitsweep.transforms import Transform
@@ -41,7 +41,7 @@ class Point:
     method_name: str
     method: Method
     spec: QuantSpec
-    policy: Policy
+    policy: Chooser
     calibration: CalibrationSpec
     probes: Mapping[str, Probe] = field(default_factory=dict)
     transforms: Mapping[str, Transform] = field(default_factory=dict)
@@ -90,6 +90,8 @@ class Point:
         for axis in self.method.ignores:
             if axis != "calibration" or not self.calibrated:
                 columns[axis] = None
+        for axis in self.policy.decides if columns["policy"] is not None else ():
+            columns[axis] = None
         columns["label"] = label(columns)
         return columns
 
@@ -106,18 +108,8 @@ def label(columns: Mapping[str, Any]) -> str:
     words.append(columns["method"])
     if columns["method_options"]:
         words.append(f"({columns['method_options']})")
-    if columns["bits"] is not None:
-        words.append(
-            str(
-                QuantSpec(
-                    bits=columns["bits"],
-                    group_size=columns["group_size"],
-                    symmetric=bool(columns["symmetric"]),
-                    format=columns["format"],
-                    scale_dtype=columns["scale_dtype"] or "float16",
-                )
-            )
-        )
+    if columns["group_size"] is not None:
+        words.append(weights(columns))
     if columns["input"]:
         words.append(f"a{columns['input']}")
     if columns["kv"]:
@@ -129,6 +121,18 @@ def label(columns: Mapping[str, Any]) -> str:
     if columns["recover"]:
         words.append(f"+ {columns['recover']}")
     return " ".join(words)
+
+
+def weights(columns: Mapping[str, Any]) -> str:
+    """The number format in a word: ``w4g64``, or ``w*g64`` where the policy chose the bits."""
+    bits = columns["bits"]
+    spec = QuantSpec(
+        group_size=columns["group_size"],
+        symmetric=bool(columns["symmetric"]),
+        format=columns["format"] or "int",
+        scale_dtype=columns["scale_dtype"] or "float16",
+    )
+    return spec.named("*" if bits is None else f"{bits:g}")
 
 
 def changed_options(step: Any, preset: Any) -> str:

@@ -193,7 +193,16 @@ def plan_for(point: Point, model: Model) -> Plan:
     """
     plan = Plan()
     if "policy" not in point.method.ignores:
-        plan = policies.make(point.policy, model, point.spec, point.misfit, point.input)
+        plan = policies.make(
+            point.policy,
+            model,
+            point.spec,
+            point.misfit,
+            point.input,
+            resolve=point.method.resolve,
+            columns=point.columns(),
+            command=point.command,
+        )
         layers = {}
         for name, layer in plan.layers.items():
             spec = point.method.resolve(layer.weight)
@@ -271,6 +280,7 @@ def begin(prepared: Prepared, kind: Kind, source: Model) -> Record:
             "summary": plan.summary(),
             "untied": plan.untie,
             "misfits": dict(plan.misfits),
+            **({"notes": dict(plan.notes)} if plan.notes else {}),
         },
         provenance=provenance.collect(point.command, point.seed, point.model.device),
     )

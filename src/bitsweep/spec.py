@@ -48,12 +48,16 @@ class QuantSpec:
 
     def __str__(self) -> str:
         """The short name of the field: ``w4g128``, ``w4g128-sym``, ``nf4g64``, ``w8``, ``w8t``."""
+        return self.named(f"{self.bits:g}")
+
+    def named(self, bits: str) -> str:
+        """The short name with another word for the bits: ``w*g64`` where a policy chose them."""
         letter = "w" if self.format == "int" else self.format
         if letter[-1].isdigit():
             letter += "-"  # mxfp4-4g32
         group = {PER_CHANNEL: "", PER_TENSOR: "t"}.get(self.group_size, f"g{self.group_size}")
         short_scale = {"float32": "-fp32scale", "power_of_two": "-pow2"}.get(self.scale_dtype, "")
-        return f"{letter}{self.bits:g}{group}{'-sym' * self.symmetric}{short_scale}"
+        return f"{letter}{bits}{group}{'-sym' * self.symmetric}{short_scale}"
 
     def groups(self, in_features: int) -> int:
         """How many groups a row of ``in_features`` weights has (1 for a whole row or tensor)."""
@@ -135,6 +139,7 @@ class Plan:
 
     ``layers`` maps a module's name to its spec; a layer that is absent stays as it was.
     ``misfits`` says for which layers the group did not divide the row, and what was done instead.
+    ``notes`` are what the policy says of how it decided; like misfits they change no weight.
     ``untie`` says that the head has a matrix of its own although the checkpoint tied it.
     """
 
@@ -142,6 +147,7 @@ class Plan:
     kv: QuantSpec | None = None
     untie: bool = False
     misfits: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     def digest(self) -> str:
         """SHA-256 of what the plan does to the model: two policies of equal effect agree here."""
@@ -167,4 +173,5 @@ class Plan:
             kv=value["kv"] and QuantSpec.from_json(value["kv"]),
             untie=value["untie"],
             misfits=dict(value["misfits"]),
+            notes=dict(value["notes"]),
         )

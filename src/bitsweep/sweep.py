@@ -17,7 +17,8 @@ from bitsweep.axes import AXES
 from bitsweep.compose import CONFIG_NAME, hydra_app, normal, one_line_errors, typed
 from bitsweep.config import Job, command_line
 from bitsweep.errors import Refused, UserError
-from bitsweep.grid import expand
+from bitsweep.grid import expand, literal
+from bitsweep.policies.only import EACH, Only, targets
 from bitsweep.progress import Progress
 from bitsweep.record import Record
 from bitsweep.store import Store
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from bitsweep.run import Prepared
 
 Fate = Literal["run", "done", "refused", "merged"]
+ONLY_EACH = f"policy.only={EACH}"
 
 
 @dataclass(frozen=True)
@@ -78,16 +80,48 @@ def survey(
     seen: dict[str, Candidate] = {}
     checked: set[str] = set()
     found = []
-    for overrides in expand(grids, arguments, config_loader):
-        with one_line_errors():
-            composed = config_loader.load_sweep_config(master, overrides)
-        job = config.job(composed, command_line("run", typed(overrides)))
+    points = [
+        overrides
+        for given in expand(grids, arguments, config_loader)
+        for overrides in _each(given, config_loader, master, artifacts)
+    ]
+    for overrides in points:
+        job = _composed(overrides, config_loader, master)
         _check_once(job, artifacts, checked)
         candidate = _judge(overrides, job, artifacts, seen)
         if candidate.prepared is not None:
             seen.setdefault(_name(candidate.prepared), candidate)
         found.append(candidate)
     return found
+
+
+def _composed(overrides: list[str], config_loader: Any, master: DictConfig) -> Job:
+    with one_line_errors():
+        composed = config_loader.load_sweep_config(master, overrides)
+    return config.job(composed, command_line("run", typed(overrides)))
+
+
+def _each(
+    overrides: list[str], config_loader: Any, master: DictConfig, artifacts: Artifacts
+) -> list[list[str]]:
+    """``policy.only=each:layer`` spelt out: the overrides of one point for each of them."""
+    key, _, _ = ONLY_EACH.partition(EACH)
+    here = [i for i, item in enumerate(overrides) if item.replace("'", "").startswith(ONLY_EACH)]
+    if not here:
+        return [overrides]
+    from bitsweep import models
+    from bitsweep.run import reshaped
+
+    point = _composed(overrides, config_loader, master).point
+    if not isinstance(point.policy, Only) or point.policy.each is None:
+        return [overrides]
+    try:
+        model = reshaped(point, models.skeleton(point.model, artifacts))
+    except Refused:
+        return [overrides]  # one refused point says it for all
+    names = targets(model, point.policy.each)
+    before, after = overrides[: here[-1]], overrides[here[-1] + 1 :]
+    return [[*before, f"{key}{literal(name)}", *after] for name in names]
 
 
 def _check_once(job: Job, artifacts: Artifacts, checked: set[str]) -> None:
