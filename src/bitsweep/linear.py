@@ -38,6 +38,10 @@ class _Quantized(nn.Module):
                 self._dense = self.quant.dequantize(self.compute_dtype)
         return self._dense
 
+    def hold(self, weight: Tensor) -> None:
+        """Compute with ``weight`` ``(out, in)``, gradient and all: what training puts in place."""
+        self._dense = weight
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Quantized:
         """Follow ``.to(...)``: the device for all, the dtype for the dense weight only."""
         super()._apply(fn, recurse)
