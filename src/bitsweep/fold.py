@@ -1,0 +1,80 @@
+"""Moves a factor per channel across the edge from a norm or linear layer to those that read it.
+
+With ``y = x diag(1/s)`` and ``W' = W diag(s)`` no output changes: ``W' y = W x`` (SmoothQuant's
+equation 3, AWQ's equation 4). The ``1/s`` is folded into what makes ``x``, so nothing is left to
+compute at run time. Parameters are replaced, never written into: other copies keep theirs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from bitsweep.models import Model
+from bitsweep.models.trace import is_norm
+
+
+def edges(model: Model) -> dict[str, list[str]]:
+    """Every source across whose outputs a factor can be folded, and the layers that read it.
+
+    Left out are a linear source with another number of channels than its readers (grouped heads,
+    whose values are repeated; a fused query, key and value), and a head that is one tensor with
+    the embedding.
+    """
+    readers: dict[str, list[str]] = {}
+    for layer in model.layers.values():
+        if layer.source is not None:
+            readers.setdefault(layer.source, []).append(layer.name)
+    return {source: names for source, names in readers.items() if _foldable(model, source, names)}
+
+
+def _foldable(model: Model, source: str, readers: list[str]) -> bool:
+    if model.tied and any(model.layers[name].role == "head" for name in readers):
+        return False
+    if source in model.layers:
+        channels = model.layers[source].shape[0]
+    else:
+        channels = model.get(source).get_parameter("weight").numel()
+    return all(model.layers[name].shape[1] == channels for name in readers)
+
+
+@torch.no_grad()
+def fold(model: Model, source: str, factor: Tensor) -> None:
+    """Divide ``source``'s outputs by ``factor`` ``(channels,)``, multiply its readers' columns.
+
+    ``source`` is one of :func:`edges`; it and all its readers are in full precision.
+    """
+    for name in edges(model)[source]:
+        layer = model.get(name)
+        columns = factor.view(-1, 1) if model.layers[name].kind == "conv1d" else factor.view(1, -1)
+        _set(layer, "weight", layer.get_parameter("weight").float() * columns.to(_device(layer)))
+    feeder = model.get(source)
+    weight = feeder.get_parameter("weight").float()
+    inverse = 1 / factor.to(weight.device)
+    if is_norm(feeder):
+        offset = _offset(feeder)
+        _set(feeder, "weight", (weight + offset) * inverse - offset)
+    elif model.layers[source].kind == "conv1d":
+        _set(feeder, "weight", weight * inverse.view(1, -1))
+    else:
+        _set(feeder, "weight", weight * inverse.view(-1, 1))
+    if feeder._parameters.get("bias") is not None:
+        _set(feeder, "bias", feeder.get_parameter("bias").float() * inverse)
+
+
+def _offset(norm: nn.Module) -> float:
+    """1 for norms that multiply by ``1 + weight`` (Gemma's), else 0: asked of the norm itself."""
+    zeros = {name: torch.zeros_like(value) for name, value in norm.named_parameters()}
+    probe = torch.linspace(-1, 1, zeros["weight"].numel(), device=_device(norm)).unsqueeze(0)
+    output: Tensor = functional_call(norm, zeros, (probe.to(zeros["weight"].dtype),))
+    return float(bool(output.any()))
+
+
+def _set(module: nn.Module, name: str, value: Tensor) -> None:
+    dtype = module.get_parameter(name).dtype
+    setattr(module, name, nn.Parameter(value.to(dtype), requires_grad=False))
+
+
+def _device(module: nn.Module) -> torch.device:
+    return module.get_parameter("weight").device
