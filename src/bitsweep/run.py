@@ -207,9 +207,15 @@ def plan_for(point: Point, model: Model) -> Plan:
         for name, layer in plan.layers.items():
             spec = point.method.resolve(layer.weight)
             layers[name] = LayerSpec(spec, layer.input)
-            reason = formats.get(spec.format).skip(spec) or point.method.skip(spec)
+            family, width = formats.get(spec.format), model.layers[name].shape[1]
+            reason = family.skip(spec) or point.method.skip(spec)
             if reason is None and isinstance(point.method, Particular):
                 reason = point.method.skip_layer(model.layers[name], layers[name])
+            if reason is None and width % family.vector(spec):
+                reason = (
+                    f"format={spec.format}: codes of {family.vector(spec)} weights do not divide "
+                    f"in_features={width} of {name}; try format=codebook"
+                )
             if reason is not None:
                 raise Refused(f"method={point.method_name}: {reason}")
         plan = dataclasses.replace(plan, layers=layers)
