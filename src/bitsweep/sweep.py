@@ -6,6 +6,7 @@ A :class:`Session` is Hydra's task function: it holds the artifacts, runs a poin
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -106,7 +107,8 @@ def _each(
 ) -> list[list[str]]:
     """``policy.only=each:layer`` spelt out: the overrides of one point for each of them."""
     key, _, _ = ONLY_EACH.partition(EACH)
-    here = [i for i, item in enumerate(overrides) if item.replace("'", "").startswith(ONLY_EACH)]
+    plain = [re.sub(r"['\\]", "", item) for item in overrides]  # Hydra quotes and escapes colons
+    here = [i for i, item in enumerate(plain) if item.startswith(ONLY_EACH)]
     if not here:
         return [overrides]
     from bitsweep import models
