@@ -62,7 +62,7 @@ def prepare(point: Point, artifacts: Artifacts) -> Prepared:
         "method": step_identity(point.method),
         "plan": plan.digest(),
         "calibration": calibration_identity(point, skeleton, artifacts),
-        "seed": None if "seed" in point.method.ignores else point.seed,
+        "seed": seed_identity(point),
     }
     for name in CHAINS:
         chain = getattr(point, name)
@@ -177,7 +177,8 @@ def transformed(point: Point, model: Model, calibration: Calibration) -> tuple[M
     """``model`` after the point's transforms, and the calibration of what it became."""
     for name, transform in point.transforms.items():
         seen = calibration.identity if transform.calibrated else None
-        content = digest([model.content, step_identity(transform), seen])
+        drawn = point.seed if transform.seeded else None
+        content = digest([model.content, step_identity(transform), seen, drawn])
         model = transform(model, calibration)
         model.content, model.transformed = content, (*model.transformed, name)
         calibration = calibration.of(model.copy())
@@ -239,6 +240,12 @@ def step_identity(step: Any) -> dict[str, Any]:
     """Class, version and options: what of a method, transform or recovery decides the result."""
     target = f"{type(step).__module__}.{type(step).__qualname__}"
     return {"target": target, "version": step.version, "options": plain(step)}
+
+
+def seed_identity(point: Point) -> int | None:
+    """The seed of a point that draws random numbers; a recovery's training may always do so."""
+    seeded = "seed" not in point.method.ignores or point.recover
+    return point.seed if seeded or any(t.seeded for t in point.transforms.values()) else None
 
 
 def calibration_identity(point: Point, model: Model, artifacts: Artifacts) -> dict[str, Any] | None:

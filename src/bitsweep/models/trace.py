@@ -8,7 +8,7 @@ inputs on, and a node finds on its input the stamps of the nodes nearest before 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,11 +70,18 @@ def is_node(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | nn.Embedding | Conv1D) or is_norm(module)
 
 
+Rule = Callable[[str, list[Tensor], list[Stamps]], Stamps]
+"""From an operation's name, its operands and their stamps to the stamps that it leaves."""
+
+
 @torch.no_grad()
-def trace(module: nn.Module, tokens: int = 4) -> Trace:
-    """Run ``module``, a causal language model on the meta device, once, and note who feeds whom."""
+def trace(module: nn.Module, tokens: int = 4, rule: Rule | None = None) -> Trace:
+    """Run ``module``, a causal language model on the meta device, once, and note who feeds whom.
+
+    ``rule`` asks another question of the operations than whether a factor passes through them.
+    """
     found = Trace()
-    flow = _Flow()
+    flow = _Flow(rule or _through)
     nodes = {name: child for name, child in module.named_modules() if is_node(child)}
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
     with _watched(nodes, found, flow), flow:
@@ -90,7 +97,7 @@ def _watched(nodes: dict[str, nn.Module], found: Trace, flow: _Flow) -> Iterator
         def enter(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
             if name not in found.inputs:  # a module that runs twice is placed where it runs first
                 found.order.append(name)
-                found.inputs[name] = _join(map(flow.stamps, _tensors((args, kwargs))))
+                found.inputs[name] = join(map(flow.stamps, _tensors((args, kwargs))))
 
         def leave(_: nn.Module, args: Any, output: Any, name: str = name) -> None:
             for tensor in _tensors(output):
@@ -108,8 +115,9 @@ def _watched(nodes: dict[str, nn.Module], found: Trace, flow: _Flow) -> Iterator
 class _Flow(TorchDispatchMode):
     """Passes stamps from the inputs of each operation to its outputs."""
 
-    def __init__(self) -> None:
+    def __init__(self, rule: Rule) -> None:
         super().__init__()
+        self._rule = rule
         # Tensors are kept alive, so that an id is never used twice; on meta they weigh nothing.
         self._stamped: dict[int, tuple[Tensor, Stamps]] = {}
         self._parts = 0
@@ -128,17 +136,18 @@ class _Flow(TorchDispatchMode):
             # A meta tensor has no values. Models ask "is nothing padded, nothing packed?": yes.
             return True if args[0].dtype == torch.bool else 1
         output = func(*args, **(kwargs or {}))
-        operands = [self.stamps(tensor) for tensor in _tensors((args, kwargs))]
+        tensors = list(_tensors((args, kwargs)))
+        operands = [self.stamps(tensor) for tensor in tensors]
         if not any(operands):
             return output
         in_place = name.endswith("_") and not name.endswith("__")
         operation = name.rstrip("_") if in_place else name
-        stamps = _through(operation, operands)
+        stamps = self._rule(operation, tensors, operands)
         for tensor in _tensors(output):
             narrowed = operation in _PARTS and tensor.numel() < args[0].numel()
             self.stamp(tensor, self._part(stamps) if narrowed else stamps)
             if in_place and tensor._base is not None:  # x[..., :k] = y writes to x
-                self.stamp(tensor._base, _join([self.stamps(tensor._base), stamps]))
+                self.stamp(tensor._base, join([self.stamps(tensor._base), stamps]))
         return output
 
     def _part(self, stamps: Stamps) -> Stamps:
@@ -146,28 +155,28 @@ class _Flow(TorchDispatchMode):
         return {(name, self._parts): passes for (name, _), passes in stamps.items()}
 
 
-def _through(operation: str, operands: list[Stamps]) -> Stamps:
-    """The stamps that ``operation`` leaves on its output."""
+def _through(operation: str, tensors: list[Tensor], operands: list[Stamps]) -> Stamps:
+    """The stamps that ``operation`` leaves on its output, with whether a factor passes."""
     if "softmax" in operation:
-        return {**_stopped(_join(operands)), (ATTENTION, 0): False}
+        return {**stopped(join(operands)), (ATTENTION, 0): False}
     if "scaled_dot_product" in operation:
         query, key, value = operands[:3]
-        return {**value, **_stopped(_join([query, key])), (ATTENTION, 0): False}
+        return {**value, **stopped(join([query, key])), (ATTENTION, 0): False}
     if operation in _PASSES:
-        return _join(operands)
+        return join(operands)
     if operation in _PRODUCTS:
         shared = {
-            stamp for stamp in _join(operands) if sum(stamp in stamps for stamps in operands) > 1
+            stamp for stamp in join(operands) if sum(stamp in stamps for stamps in operands) > 1
         }
         if operation == "div" and len(operands) == 2:
             shared |= set(operands[1])
-        return {stamp: passes and stamp not in shared for stamp, passes in _join(operands).items()}
+        return {stamp: passes and stamp not in shared for stamp, passes in join(operands).items()}
     if operation == "add" and len(operands) == 2 and operands[0].keys() == operands[1].keys():
-        return _join(operands)
-    return _stopped(_join(operands))
+        return join(operands)
+    return stopped(join(operands))
 
 
-def _join(operands: Iterable[Stamps]) -> Stamps:
+def join(operands: Iterable[Stamps]) -> Stamps:
     joined: Stamps = {}
     for stamps in operands:
         for stamp, passes in stamps.items():
@@ -175,7 +184,7 @@ def _join(operands: Iterable[Stamps]) -> Stamps:
     return joined
 
 
-def _stopped(stamps: Stamps) -> Stamps:
+def stopped(stamps: Stamps) -> Stamps:
     return dict.fromkeys(stamps, False)
 
 

@@ -16,14 +16,20 @@ from bitsweep.models import Model
 class Transform(Protocol):
     """What the story of a run asks of a transform.
 
-    ``version`` changes whenever its result does. ``calibrated`` says whether it looks at
-    calibration text.
+    ``version`` changes whenever its result does. ``exact`` promises that the full-precision model
+    computes the same function afterwards (logits to 1e-4 of their range in float32). ``calibrated``
+    says whether it looks at calibration text, ``seeded`` whether it draws random numbers, which it
+    then takes from :func:`bitsweep.methods.seeded`; both may depend on its options.
     """
 
     version: ClassVar[int]
+    exact: ClassVar[bool]
 
     @property
     def calibrated(self) -> bool: ...
+
+    @property
+    def seeded(self) -> bool: ...
 
     def skip(self, model: Model) -> str | None:
         """Why it cannot be done to ``model`` (with the key to change), or None.
