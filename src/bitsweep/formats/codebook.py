@@ -9,8 +9,8 @@ bits=0.5`` has 4 bits for 8 weights.
 
 Conventions, where implementations differ:
 
-* **Entries** are stored in ``scale_dtype`` (float16 or float32), codes are chosen against the stored
-  ones, and all of them are counted in the size. There is no scale, and no entry is kept at 0.
+* **Entries** are stored in ``scale_dtype`` (float16 or float32), codes are chosen against what is
+  stored, and all entries are counted in the size. There is no scale, and no entry is kept at 0.
 * **One codebook for** a group, a channel (-1) or the whole tensor (0). Entries of vectors are many
   and long: 256 of 4 weights take 2 KiB, so ``group_size=0`` is the sensible one for them.
 * **One weight**: sorted, the clusters are intervals, and dynamic programming finds the best ones
@@ -107,15 +107,14 @@ class Codebook(Family):
     ) -> Tensor:
         """The nearest codes; ``importance`` weights the places of a vector, of one weight nothing.
 
-        Entries of a scalar codebook are in rising order.
+        Entries of a scalar codebook are in rising order; of equal ones the first is used.
         """
         codebook, vector = params["codebook"].float(), self.vector(spec)
         rows, count, size = groups.shape
         points = groups.reshape(len(codebook) * codebook.shape[1], -1, vector)
         centers = codebook.flatten(0, 1)
         if vector == 1:
-            between = (centers[:, 1:, 0] + centers[:, :-1, 0]) / 2
-            codes = torch.searchsorted(between.contiguous(), points[..., 0].contiguous())
+            codes = torch.searchsorted(_limits(centers[..., 0]), points[..., 0].contiguous())
         else:
             weights = importance
             if importance is not None:
@@ -130,6 +129,17 @@ class Codebook(Family):
 
     def params_bits(self, spec: QuantSpec) -> dict[str, int]:
         return {"codebook": 32 if spec.scale_dtype == "float32" else 16}
+
+
+def _limits(entries: Tensor) -> Tensor:
+    """Upper limits ``(groups, count - 1)`` of what rounds to each of the rising ``entries``.
+
+    An entry reaches up to the middle to the next other one: equal entries share their limit, so
+    that the search stops at the first of them.
+    """
+    low, high = entries[:, :-1], entries[:, 1:]
+    middle = ((low + high) / 2).masked_fill_(low == high, torch.inf)
+    return middle.flip(1).cummin(1).values.flip(1).contiguous()
 
 
 def _stored(centers: Tensor, spec: QuantSpec) -> Tensor:
@@ -149,8 +159,8 @@ def scalar_clusters(values: Tensor, weights: Tensor, count: int) -> Tensor:
     """Centers ``(groups, count)``, rising, of ``values`` ``(groups, m)`` with ``weights``."""
     values, order = values.double().sort(1)
     if values.shape[1] <= count:
-        last = values[:, -1:].expand(-1, count - values.shape[1])
-        return torch.cat([values, last], 1).float()
+        unused = values[:, -1:].expand(-1, count - values.shape[1])
+        return torch.cat([values, unused], 1).float()
     weights = weights.double().gather(1, order)
     middle = values.mean(1, keepdim=True)
     values = values - middle  # sums of squares then lose no digits to a common offset
@@ -198,8 +208,8 @@ def _best_intervals(sums: Tensor, count: int) -> Tensor:
     to each edge. ``D_t(b) = min_a D_t-1(a) + error(a, b)``, the error of one interval being
     ``energy - moment^2 / mass``.
     """
-    mass, moment, energy = (part.unsqueeze(1) - part.unsqueeze(2) for part in sums)  # [g, a, b]
-    error = energy - moment.square() / mass.clamp(min=torch.finfo(mass.dtype).tiny)
+    within = sums.unsqueeze(2) - sums.unsqueeze(3)  # [:, g, a, b]: from edge a to edge b
+    error = within[2] - within[1].square() / within[0].clamp(min=torch.finfo(sums.dtype).tiny)
     edges = sums.shape[2]
     backwards = torch.ones(edges, edges, dtype=torch.bool, device=sums.device).tril(-1)
     error = error.clamp_(min=0).masked_fill_(backwards, torch.inf).float()
@@ -259,7 +269,7 @@ def vector_clusters(points: Tensor, weights: Tensor, count: int) -> Tensor:
 def _spread(points: Tensor, weights: Tensor, count: int) -> Tensor:
     """k-means++ (Arthur & Vassilvitskii, 2007): each next center with odds of its squared error."""
     random = torch.Generator().manual_seed(0)
-    draws = torch.rand(count, len(points), 1, generator=random, dtype=torch.float64)
+    draws: Tensor = torch.rand(count, len(points), 1, generator=random, dtype=torch.float64)
     draws = draws.to(points.device)
     odds = weights.sum(2)
     least = torch.full_like(odds, torch.inf)
