@@ -58,8 +58,15 @@ class Point:
     def calibrated(self) -> bool:
         """Whether anything of this point looks at calibration text."""
         steps: list[Any] = [self.method, *self.transforms.values(), *self.recover.values()]
-        static = self.input is not None and self.input.range != "dynamic"
+        inputs = None if "policy" in self.method.ignores else self.input
+        static = inputs is not None and inputs.range != "dynamic"
         return static or any(step.calibrated for step in steps)
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the seed decides anything; a recovery's training may always draw by it."""
+        drawn = any(transform.seeded for transform in self.transforms.values())
+        return drawn or bool(self.recover) or "seed" not in self.method.ignores
 
     @property
     def folder(self) -> Path:
@@ -84,11 +91,12 @@ class Point:
             "dtype": self.model.dtype,
             "transforms": _chain(self.transforms, self.options),
             "recover": _chain(self.recover, self.options),
-            "input": "" if self.input is None else str(self.input),
+            "input": "" if self.input is None or "policy" in self.method.ignores else str(self.input),
             "kv": "" if self.kv is None else str(self.kv),
         }
+        needed = {"calibration": self.calibrated, "seed": self.seeded}
         for axis in self.method.ignores:
-            if axis != "calibration" or not self.calibrated:
+            if not needed.get(axis, False):
                 columns[axis] = None
         for axis in self.policy.decides if columns["policy"] is not None else ():
             columns[axis] = None

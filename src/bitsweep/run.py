@@ -62,7 +62,7 @@ def prepare(point: Point, artifacts: Artifacts) -> Prepared:
         "method": step_identity(point.method),
         "plan": plan.digest(),
         "calibration": calibration_identity(point, skeleton, artifacts),
-        "seed": seed_identity(point),
+        "seed": point.seed if point.seeded else None,
     }
     for name in CHAINS:
         chain = getattr(point, name)
@@ -95,8 +95,8 @@ def run(
         model, calibration = transformed(point, source.copy(), calibration)
     with stage("quantize"):
         model = point.method(model, plan, calibration)
-        activations.install(model, plan, calibration)
         kv.install(model, plan)
+        activations.install(model, plan, calibration)
     for name, step in point.recover.items():
         with stage(name):
             model = step(model, plan, calibration)
@@ -240,12 +240,6 @@ def step_identity(step: Any) -> dict[str, Any]:
     """Class, version and options: what of a method, transform or recovery decides the result."""
     target = f"{type(step).__module__}.{type(step).__qualname__}"
     return {"target": target, "version": step.version, "options": plain(step)}
-
-
-def seed_identity(point: Point) -> int | None:
-    """The seed of a point that draws random numbers; a recovery's training may always do so."""
-    seeded = "seed" not in point.method.ignores or point.recover
-    return point.seed if seeded or any(t.seeded for t in point.transforms.values()) else None
 
 
 def calibration_identity(point: Point, model: Model, artifacts: Artifacts) -> dict[str, Any] | None:
