@@ -5,9 +5,9 @@ The loss of a batch of windows is
     (1 - distill) * cross entropy of the next token  +  distill * KL(teacher || student)
 
 both in nats a token, the teacher being the full-precision model (Hinton, Vinyals & Dean, 2015, at
-temperature 1). Adam (Kingma & Ba, 2015), whose step is *relative*, as in Adafactor (Shazeer & Stern,
-2018, section 8): ``lr`` times the tensor's own root mean square. One ``lr`` then serves weights,
-scales and norms of any model. It rises over the first tenth of the steps and falls to zero.
+temperature 1). Adam (Kingma & Ba, 2015), whose step is *relative*, as in Adafactor (Shazeer &
+Stern, 2018, section 8): ``lr`` times the tensor's own root mean square. One ``lr`` then serves
+weights, scales and norms of any model. It rises over the first tenth of the steps and falls to 0.
 
 Parameters are float32 copies; the forward pass is the quantized model's own, in its dtype.
 """
@@ -94,7 +94,7 @@ class Weight(Protocol):
 
 
 class StraightThrough(nn.Module):
-    """``quantizer`` whose derivative is 1: rounding has none (Bengio, Leonard & Courville, 2013)."""
+    """``quantizer`` with the derivative 1, since rounding has none (Bengio et al., 2013)."""
 
     def __init__(self, quantizer: nn.Module) -> None:
         super().__init__()

@@ -88,7 +88,7 @@ class QAT:
         if spec.format != "int" and self.estimator == "noise":
             return f"format={spec.format}: noise has one step only in int; use method.estimator=ste"
         if spec.format != "int" and self.learn_steps:
-            return f"format={spec.format}: only int has steps to learn; use method.learn_steps=false"
+            return f"format={spec.format}: learned steps are int's; use method.learn_steps=false"
         if spec.scale_dtype == "power_of_two" and self.learn_steps:
             return "scale_dtype=power_of_two: not learned; use method.learn_steps=false"
         return named(self.start).skip(spec)
