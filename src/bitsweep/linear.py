@@ -109,7 +109,10 @@ class QuantEmbedding(_Quantized):
 
 
 def quantized(quant: QuantTensor, like: nn.Module) -> nn.Module:
-    """The module that takes the place of ``like`` with the weight ``quant``; keeps its bias."""
+    """The module that takes the place of ``like`` with the weight ``quant``; keeps its bias.
+
+    Of a quantized ``like`` it keeps the input quantizer and the correction as well.
+    """
     dtype = like.weight.dtype
     assert isinstance(dtype, torch.dtype)
     module: _Quantized
@@ -120,6 +123,8 @@ def quantized(quant: QuantTensor, like: nn.Module) -> nn.Module:
         module = QuantEmbedding(quant, like.padding_idx, scale, dtype)
     else:
         module = QuantLinear(quant, getattr(like, "bias", None), dtype)
+        module.input_quantizer = getattr(like, "input_quantizer", None)
+        module.correction = getattr(like, "correction", None)
     return module.train(like.training)
 
 
