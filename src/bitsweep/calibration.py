@@ -9,7 +9,6 @@ full-precision model, is another method (its statistics serve every bits x group
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bitsweep import data
+from bitsweep import data, windows
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import TextSource
 from bitsweep.errors import UserError
@@ -32,12 +31,43 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class CalibrationSpec:
-    """Which text, how many windows of how many tokens (None: the data's longest), which seed."""
+    """Which text, how many windows of how many tokens (None: the data's longest), which ones.
 
-    source: TextSource
+    ``choice``: ``random`` ones by ``seed``, the ``longest`` documents or the most ``diverse``
+    windows, see :mod:`bitsweep.windows`.
+    """
+
+    source: TextSource | RandomTokens
     windows: int = 128
     window: int | None = None
     seed: int = 0
+    choice: str = "random"
+
+
+@dataclass(frozen=True)
+class RandomTokens:
+    """No text at all: tokens drawn uniformly from the vocabulary, but for the special ones.
+
+    What a method needs of its text, if anything, is what it loses here (Williams & Aletras 2024,
+    arXiv 2311.09755, compare sources of calibration data).
+    """
+
+    name: str = "random_tokens"
+    path: str = "random_tokens"
+
+    def check(self) -> None:
+        """There is always enough of it."""
+
+    def sha256(self, artifacts: Artifacts) -> str:
+        return hashlib.sha256(self.name.encode()).hexdigest()
+
+    def tokens(self, model: Model, count: int, seed: int) -> Tensor:
+        """``count`` tokens, int64."""
+        special = set(model.tokenizer.all_special_ids)
+        size = min(len(model.tokenizer), model.module.config.get_text_config().vocab_size)
+        known = torch.tensor([index for index in range(size) if index not in special])
+        generator = torch.Generator().manual_seed(seed)
+        return known[torch.randint(len(known), (count,), generator=generator)]
 
 
 class Statistic(Protocol):
@@ -163,9 +193,9 @@ class _Watch:
 class Calibration:
     """The calibration windows of one point, and walks over a model with them.
 
-    Windows are drawn without replacement, by a generator of their own, from the text's tokens cut
-    into windows that do not overlap: no token is seen twice, and no process-wide seed is touched.
-    (GPTQ's code draws random offsets, which may overlap.) There are no special tokens in them.
+    The text's tokens are cut into windows that do not overlap, so no token is seen twice. (GPTQ's
+    code draws random offsets, which may overlap.) Random ones are drawn without replacement, by a
+    generator of their own: no process-wide seed is touched. There are no special tokens in them.
 
     ``model`` is the full-precision model, transformed as far as the point's transforms have come.
     ``trained_tokens`` counts those that training has gone through, each time it does.
@@ -205,28 +235,65 @@ class Calibration:
                 f"calibration.window={window}: a window has 2 to {limit} tokens, "
                 f"the context of {self.model.source.name}"
             )
-        stream = data.tokens(self.spec.source, self.model, self.artifacts)
-        cut = data.windows(stream, window)
-        if not 0 < self.spec.windows <= len(cut):
+        spec = self.spec
+        if isinstance(spec.source, RandomTokens):
+            drawn = spec.source.tokens(self.model, spec.windows * window, spec.seed)
+            return drawn.view(spec.windows, window)
+        cut = data.windows(data.tokens(spec.source, self.model, self.artifacts), window)
+        if not 0 < spec.windows <= len(cut):
             raise UserError(
-                f"calibration.windows={self.spec.windows}: the text {self.spec.source.name} has "
+                f"calibration.windows={spec.windows}: the text {spec.source.name} has "
                 f"{len(cut)} windows of {window} tokens; use 1 to {len(cut)}, or a smaller "
                 "calibration.window"
             )
-        drawn = random.Random(self.spec.seed).sample(range(len(cut)), self.spec.windows)
-        return cut[drawn].clone()
+        return cut[self._chosen(spec.source, cut)].clone()
+
+    def _chosen(self, source: TextSource, cut: Tensor) -> list[int]:
+        """Which of the windows ``cut`` ``(n, window)``; found once a process where it takes long.
+
+        Raises:
+            UserError: ``calibration.choice=longest`` of tokens that do not say where they lie.
+        """
+        spec = self.spec
+        if spec.choice == "random":
+            return windows.drawn(spec.windows, len(cut), spec.seed)
+
+        def make() -> list[int]:
+            if spec.choice == "diverse":
+                return windows.diverse(cut, spec.windows)
+            stream = data.stream(source, self.model, self.artifacts)
+            if "bytes" not in stream:
+                raise UserError(
+                    "calibration.choice=longest: this tokenizer does not say where its tokens lie "
+                    "in the text; use random or diverse"
+                )
+            documents = windows.documents_of(source.text(self.artifacts), stream["bytes"], source)
+            return windows.longest(documents, cut.shape[1], spec.windows)
+
+        key = {
+            "text": self.text_sha256,
+            "source": source,
+            "tokenizer": self.model.tokenizer_sha256,
+            "window": cut.shape[1],
+            "windows": spec.windows,
+            "choice": spec.choice,
+        }
+        return self.artifacts.remember("windows", key, make)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What decides the codes, and what the Record says of it."""
-        windows, window = self.tokens.shape
+        count, window = self.tokens.shape
+        how: dict[str, Any] = {"seed": self.spec.seed}
+        if self.spec.choice != "random":
+            how = {"choice": self.spec.choice}  # and no seed: nothing was drawn
         return {
             "source": self.spec.source.name,
             "text_sha256": self.text_sha256,
             "sha256": hashlib.sha256(self.tokens.numpy().tobytes()).hexdigest(),
-            "windows": windows,
+            "windows": count,
             "window": window,
-            "seed": self.spec.seed,
+            **how,
         }
 
     def blocks(self, model: Model) -> Iterator[Block]:

@@ -20,7 +20,7 @@ from bitsweep.compose import choices as choices_text
 from bitsweep.compose import compose, conf_dir, group_files, nearest, plain_config
 from bitsweep.errors import UserError
 from bitsweep.point import Point, changed_options
-from bitsweep.spec import FULL_BITS, InputSpec, QuantSpec
+from bitsweep.spec import FULL_BITS, PER_CHANNEL, PER_TENSOR, InputSpec, QuantSpec
 from bitsweep.strict import build, fit, show, target
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def check(job: Job, artifacts: Artifacts) -> None:
         UserError: no such GPU, no place for results, a missing text, or calibration on the
             measured one.
     """
+    from bitsweep.calibration import RandomTokens
     from bitsweep.data import check_calibration
 
     point = job.point
@@ -124,7 +125,8 @@ def check(job: Job, artifacts: Artifacts) -> None:
                 f"{point.columns()['label']} on; give data.calibration_path=FILE"
             )
         point.calibration.source.check()
-        check_calibration(point.calibration.source, point.data, artifacts)
+        if not isinstance(point.calibration.source, RandomTokens):
+            check_calibration(point.calibration.source, point.data, artifacts)
 
 
 def check_folder(results_dir: Path) -> None:
@@ -243,25 +245,46 @@ def _options(group: str, choice: str, step: Any, plugins: Sequence[str]) -> str:
 
 
 def _input(value: Mapping[str, Any]) -> InputSpec | None:
-    """How inputs are quantized; None at 16 bits.
+    """How inputs are quantized; None at 16 bits. Options that change nothing are left out.
 
     Raises:
-        UserError: an unknown key, a wrong type or a width that no format has.
+        UserError: an unknown key, a wrong type, a value that is never right.
     """
     names = {item.name for item in dataclasses.fields(QuantSpec)}
-    own = {k: v for k, v in value.items() if k in names}
+    quant = _codes("input", {k: v for k, v in value.items() if k in names})
     rest = {k: v for k, v in value.items() if k not in names}
-    spec = build(InputSpec, "input", {**rest, "quant": own})
-    quant = spec.quant
-    if quant.bits >= FULL_BITS and not spec.adaptive:
-        return None
-    return dataclasses.replace(spec, quant=dataclasses.replace(quant, bits=_whole(quant.bits)))
+    spec = dataclasses.replace(build(InputSpec, "input", {**rest, "quant": {}}), quant=quant)
+    if spec.range != "percentile":
+        spec = dataclasses.replace(spec, percentile=InputSpec.percentile)
+    if spec.adaptive:
+        return dataclasses.replace(spec, quant=dataclasses.replace(quant, bits=spec.adaptive[0]))
+    return None if quant.bits >= FULL_BITS else spec.at(quant.bits)
 
 
 def _kv(value: Mapping[str, Any]) -> QuantSpec | None:
     """The number format of keys and values in the cache; None at 16 bits."""
-    spec = build(QuantSpec, "kv", value)
-    return None if spec.bits >= FULL_BITS else dataclasses.replace(spec, bits=_whole(spec.bits))
+    spec = _codes("kv", value)
+    if spec.group_size == PER_TENSOR or spec.group_size < PER_CHANNEL:
+        raise UserError(
+            f"kv.group_size={spec.group_size}: takes a number of a head's numbers, "
+            "or -1 for all of them"
+        )
+    return None if spec.bits >= FULL_BITS else spec
+
+
+def _codes(group: str, value: Mapping[str, Any]) -> QuantSpec:
+    """The number format of ``input`` or ``kv``."""
+    spec = build(QuantSpec, group, value)
+    choices = axis_choices()
+    for key in ("format", "scale_dtype"):
+        item, known = getattr(spec, key), choices[key]
+        if item not in known:
+            raise UserError(
+                f"{group}.{key}={item}: no such {key}{nearest(item, known)}{choices_text(known)}"
+            )
+    if not 0 < spec.bits <= FULL_BITS:
+        raise UserError(f"{group}.bits={spec.bits:g}: takes a number over 0 and up to {FULL_BITS}")
+    return dataclasses.replace(spec, bits=_whole(spec.bits))
 
 
 @functools.cache
@@ -289,15 +312,24 @@ def _policy(name: str, value: Mapping[str, Any], plugins: Sequence[str]) -> Any:
 
 
 def _calibration(name: str, value: Mapping[str, Any], data: Data) -> CalibrationSpec:
-    from bitsweep.calibration import CalibrationSpec
+    from bitsweep.calibration import CalibrationSpec, RandomTokens
     from bitsweep.data import TextSource, make_text
+    from bitsweep.windows import CHOICES
 
-    known = ("source", "windows", "window", "seed")
+    known = ("source", "windows", "window", "seed", "choice")
     for key in value:
         if key not in known:
             raise UserError(f"calibration.{key}: no such key{nearest(key, known)}")
     given = value.get("source")
-    if given is not None:
+    source: TextSource | RandomTokens
+    if given == RandomTokens.name:
+        source = RandomTokens()
+    elif given is not None:
+        if not isinstance(given, Mapping):
+            raise UserError(
+                f"calibration.source={show(given)}: takes {RandomTokens.name}, or a text: "
+                "calibration=text calibration.source.path=FILE"
+            )
         source = make_text(name, given)
     else:
         source = data.calibration or TextSource("none", path="")  # check() asks who needs one
@@ -307,4 +339,12 @@ def _calibration(name: str, value: Mapping[str, Any], data: Data) -> Calibration
     seed = fit("calibration.seed", rest.get("seed", 0), int)
     if windows < 1 or (window is not None and window < 2):
         raise UserError("calibration: takes windows=1 or more, of window=2 tokens or more")
-    return CalibrationSpec(source=source, windows=windows, window=window, seed=seed)
+    choice = fit("calibration.choice", rest.get("choice", "random"), str)
+    if choice not in CHOICES:
+        raise UserError(
+            f"calibration.choice={choice}: no such choice{nearest(choice, CHOICES)}"
+            f"{choices_text(CHOICES)}"
+        )
+    if choice != "random" and isinstance(source, RandomTokens):
+        raise UserError(f"calibration.choice={choice}: random tokens have no documents; use random")
+    return CalibrationSpec(source, windows, window, seed, choice)

@@ -24,6 +24,7 @@ GENERATED_TEXTS = {
     "evaluation": ("evaluation", "in"),
     "out_of_domain": ("evaluation", "out"),
     "calibration": ("calibration", "in"),
+    "calibration_out_of_domain": ("calibration", "out"),
 }
 GENERATED_ITEMS = ("translation", "description", "summary", "questions")
 
