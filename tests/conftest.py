@@ -23,6 +23,26 @@ absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 _DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
+_OWN: list[Path] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--config-dir", type=Path, help="groups of your own, held to the contracts")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    folder = config.getoption("--config-dir")
+    if folder is not None:
+        if not folder.is_dir():
+            raise pytest.UsageError(f"--config-dir {folder}: no such folder")
+        _OWN.append(folder)
+
+
+def own_folders() -> list[Path]:
+    """Folders of ``--config-dir``: whoever adds a method of their own tests it with ours."""
+    return list(_OWN)
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or fills the user's cache."""

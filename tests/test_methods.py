@@ -1,4 +1,7 @@
-"""The contract of every method: applied to each YAML of ``conf/method`` that is found on disk."""
+"""The contract of every method: applied to each YAML of ``conf/method`` that is found on disk.
+
+``--config-dir FOLDER`` holds the methods of ``FOLDER/method`` to it as well.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import conftest
 import pytest
 import tiny
 import torch
@@ -26,7 +30,8 @@ from bitsweep.policies import Policy, Rule
 from bitsweep.spec import PER_CHANNEL, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
 
-FILES = sorted((Path(__file__).parents[1] / "conf" / "method").glob("*.yaml"))
+FOLDERS = [Path(__file__).parents[1] / "conf", *conftest.own_folders()]
+FILES = sorted(file for folder in FOLDERS for file in (folder / "method").glob("*.yaml"))
 AXES = {f.name for f in dataclasses.fields(QuantSpec)} - {"zero", "ragged"}
 AXES |= {"policy", "misfit", "calibration", "seed"}
 UNIFORM = Policy("uniform", (Rule(role="linear"),))

@@ -50,8 +50,10 @@ bitsweep show RUN_ID [--results-dir FOLDER]
 
 The beginning of a run_id or point_id is enough.""",
     "list": """\
-bitsweep list methods|formats|policies|models|data|calibrations|probes|engines|trackers
-bitsweep list experiments""",
+bitsweep list methods|formats|transforms|recoveries|inputs|policies|models|data|calibrations
+bitsweep list probes|engines|trackers|experiments
+
+--config-dir FOLDER   groups of your own, beside ours""",
     "doctor": """\
 bitsweep doctor
 

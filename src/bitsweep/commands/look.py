@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bitsweep import cli
-from bitsweep.axes import engine_files, files
+from bitsweep.axes import engine_files, files, variants
 from bitsweep.commands.launch import Parser, opening, question
 from bitsweep.compose import experiments, group_files, nearest
 from bitsweep.errors import UserError
@@ -103,12 +103,20 @@ def _row(metric: Metric) -> tuple[str, ...]:
     return metric.name, f"{metric.value:.6g}", bounds, delta, metric.unit
 
 
-def _yaml(group: str) -> Callable[[], dict[str, str]]:
-    return lambda: {name: opening(path) for name, path in group_files(group).items()}
+def _yaml(group: str) -> Callable[[Path | None], dict[str, str]]:
+    """The choices of a group, those in a folder of the user's own (``--config-dir``) included."""
+
+    def lines(own: Path | None) -> dict[str, str]:
+        found = group_files(group)
+        if own is not None:
+            found |= {path.stem: path for path in sorted((own / group).glob("*.yaml"))}
+        return {name: opening(path) for name, path in found.items()}
+
+    return lines
 
 
-def _modules(paths: Callable[[], dict[str, Path]]) -> Callable[[], dict[str, str]]:
-    return lambda: {name: _docstring(path) for name, path in paths().items()}
+def _modules(paths: Callable[[], dict[str, Path]]) -> Callable[[Path | None], dict[str, str]]:
+    return lambda _: {name: _docstring(path) for name, path in paths().items()}
 
 
 def _docstring(path: Path) -> str:
@@ -117,14 +125,25 @@ def _docstring(path: Path) -> str:
     return text.partition("\n")[0]
 
 
-def _probes() -> dict[str, str]:
-    presets = {f"probes={name}": line for name, line in _yaml("probes")().items()}
-    return presets | _modules(lambda: files("probes"))()
+def _formats(_: Path | None) -> dict[str, str]:
+    """Each family, and after it the other names that it goes by."""
+    lines = {}
+    for name, path in files("formats").items():
+        lines |= {name: _docstring(path)} | variants(path)
+    return lines
 
 
-LISTS: dict[str, Callable[[], dict[str, str]]] = {
+def _probes(own: Path | None) -> dict[str, str]:
+    presets = {f"probes={name}": line for name, line in _yaml("probes")(own).items()}
+    return presets | _modules(lambda: files("probes"))(own)
+
+
+LISTS: dict[str, Callable[[Path | None], dict[str, str]]] = {
     "methods": _yaml("method"),
-    "formats": _modules(lambda: files("formats")),
+    "transforms": _yaml("transforms"),
+    "recoveries": _yaml("recover"),
+    "inputs": _yaml("input"),
+    "formats": _formats,
     "policies": _yaml("policy"),
     "models": _yaml("model"),
     "data": _yaml("data"),
@@ -132,16 +151,22 @@ LISTS: dict[str, Callable[[], dict[str, str]]] = {
     "probes": _probes,
     "engines": _modules(engine_files),
     "trackers": _yaml("tracker"),
-    "experiments": lambda: {name: opening(path) for name, path in sorted(experiments().items())},
+    "experiments": lambda _: {name: opening(path) for name, path in sorted(experiments().items())},
 }
 
 
 def list_(argv: list[str]) -> int:
     """``bitsweep list methods``: a name and one line for each."""
-    if len(argv) != 1 or argv[0] not in LISTS:
-        guess = nearest(argv[0], LISTS) if argv else ""
-        raise UserError(f"list {' '.join(argv)}: takes one of {', '.join(LISTS)}{guess}")
-    rows: dict[str, Any] = LISTS[argv[0]]()
+    reader = Parser(prog="bitsweep list", add_help=False)
+    reader.add_argument("kind", nargs="?", default="")
+    reader.add_argument("--config-dir", type=Path)
+    given = reader.parse_args(argv)
+    if given.kind not in LISTS:
+        guess = nearest(given.kind, LISTS)
+        raise UserError(f"list {given.kind}: takes one of {', '.join(LISTS)}{guess}")
+    if given.config_dir is not None and not given.config_dir.is_dir():
+        raise UserError(f"--config-dir {given.config_dir}: no such folder")
+    rows: dict[str, Any] = LISTS[given.kind](given.config_dir)
     width = max(map(len, rows), default=0)
     for name, line in rows.items():
         print(f"{name:<{width}}  {line}".rstrip())
