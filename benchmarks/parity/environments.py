@@ -17,6 +17,8 @@ PINS = {
     "llmcompressor": ["llmcompressor==0.14.0.1", "transformers==5.17.0"],
     "gptqmodel": ["gptqmodel==7.6.0", "transformers==5.23.0"],
     "torchao": ["torchao==0.18.0"],
+    "auto_round": ["auto-round==0.16.1", "transformers==5.23.0"],
+    "misc": ["bitsandbytes==0.50.2", "hqq==0.2.8.post1", "transformers==5.23.0"],
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from bitsweep.forward import scores
 from bitsweep.models import Model, ModelSource
 
 WINDOWS, WINDOW, SEED = 64, 512, 0
+DRAWS = 3
+"""Calibration draws: where chance enters, an implementation is a range and not a number."""
 JUDGED = 128
 """Evaluation windows of every quantized model: a third of the text, since all are paired."""
 
@@ -53,9 +57,10 @@ class Inputs:
     def _judge(self, weights: dict[str, Tensor], windows: Tensor) -> Tensor:
         model = self.model.copy()
         for name, weight in weights.items():
-            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-            linear.weight = nn.Parameter(weight.float().clone(), requires_grad=False)
-            model.replace(name, linear)
+            module = copy.copy(model.get(name))
+            module._parameters = dict(module._parameters)
+            module.weight = nn.Parameter(weight.float().clone(), requires_grad=False)
+            model.replace(name, module)
         return scores(model, windows).losses
 
 
@@ -82,6 +87,25 @@ def load(model_path: Path, text: Path, work: Path) -> Inputs:
     )
 
 
+def drawn(inputs: Inputs, draw: int) -> Calibration:
+    """Another draw of windows from the same text; draw 0 is ``inputs.calibration``."""
+    spec = dataclasses.replace(inputs.calibration.spec, seed=SEED + draw)
+    return Calibration(inputs.model, spec, inputs.artifacts)
+
+
+def others(model: Model) -> list[str]:
+    """Modules with a weight that are no quantizable layer, and the ends: norms, embedding, head.
+
+    Methods that fold factors into them hand them back.
+    """
+    held = {name for name, layer in model.layers.items() if layer.block is not None}
+    return [
+        name
+        for name, module in model.module.named_modules()
+        if isinstance(getattr(module, "weight", None), Tensor) and name not in held
+    ]
+
+
 def write(inputs: Inputs, work: Path, settings: dict[str, Any]) -> None:
     """Everything a peer's script reads, below ``work/in``."""
     folder = work / "in"
@@ -89,11 +113,12 @@ def write(inputs: Inputs, work: Path, settings: dict[str, Any]) -> None:
     weights = {name: inputs.model.weight(name).detach().clone() for name in inputs.layers}
     layers = {f"{name}/weight": weight for name, weight in weights.items()}
     layers |= {f"{name}/hessian": inputs.hessians[name].clone() for name in inputs.layers}
-    save_file({"tokens": inputs.calibration.tokens}, folder / "calibration.safetensors")
+    draws = {f"tokens{draw or ''}": drawn(inputs, draw).tokens for draw in range(DRAWS)}
+    save_file(draws, folder / "calibration.safetensors")
     save_file(layers, folder / "layers.safetensors")
     save_file(weights | _random(), folder / "weights.safetensors")
     path = str(Path(inputs.model.source.path).resolve())
-    settings = {**settings, "model": path, "layers": inputs.layers}
+    settings = {**settings, "model": path, "layers": inputs.layers, "others": others(inputs.model)}
     (folder / "settings.json").write_text(json.dumps(settings, indent=1))
 
 

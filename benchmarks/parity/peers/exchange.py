@@ -3,7 +3,7 @@
 Runs inside the peer's own environment, so it knows torch and safetensors and nothing of bitsweep.
 
 In (``WORK/in``): ``settings.json`` (the model's folder, the cases, the grids),
-``calibration.safetensors`` (``tokens`` int64 ``(windows, window)``), ``layers.safetensors``
+``calibration.safetensors`` (``tokens``, ``tokens1`` ... int64 ``(windows, window)``), ``layers.safetensors``
 (``<layer>/weight`` float32 ``(out, in)`` and ``<layer>/hessian`` float32 ``(in, in)``) and
 ``weights.safetensors`` (float32 ``(out, in)`` by name, for rounding to nearest).
 Out (``WORK/<peer>``): whatever tensors the script saves, and ``report.json``.
@@ -40,8 +40,9 @@ class Exchange:
             "runs": {},
         }
 
-    def tokens(self) -> Tensor:
-        return load_file(self.given / "calibration.safetensors")["tokens"]
+    def tokens(self, draw: int = 0) -> Tensor:
+        """The windows of one of the calibration draws, int64 ``(windows, window)``."""
+        return load_file(self.given / "calibration.safetensors")[f"tokens{draw or ''}"]
 
     def layers(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Each layer's name, weight and Hessian, fresh copies that a peer may overwrite."""
@@ -65,7 +66,7 @@ class Exchange:
 
     def save(self, name: str, tensors: dict[str, Tensor]) -> None:
         save_file(
-            {key: value.detach().contiguous() for key, value in tensors.items()},
+            {key: value.detach().clone().contiguous() for key, value in tensors.items()},
             self.out / f"{name}.safetensors",
         )
 

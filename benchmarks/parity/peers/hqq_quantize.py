@@ -1,0 +1,36 @@
+"""HQQ's authors' code on our weights: codes, scales and zeros of each layer."""
+
+from __future__ import annotations
+
+import torch
+from exchange import Exchange
+from hqq.core.quantize import Quantizer
+
+
+def main() -> None:
+    exchange = Exchange("hqq", ("hqq", "torch"))
+    weights = exchange.weights()
+    for case in exchange.settings["methods"]:
+        if case["peer"] != "hqq":
+            continue
+        out = {}
+        with exchange.timed(case["name"]):
+            for name, weight in weights.items():
+                codes, meta = Quantizer.quantize(
+                    weight,
+                    nbits=case["bits"],
+                    group_size=case["group_size"],
+                    axis=1,
+                    round_zero=False,
+                    bitpack=False,
+                    compute_dtype=torch.float32,
+                    device="cpu",
+                )
+                restored = (codes.float() - meta["zero"].float()) * meta["scale"].float()
+                out[f"{name}/weight"] = restored.view(weight.shape)
+        exchange.save(case["name"], out)
+    exchange.finish()
+
+
+if __name__ == "__main__":
+    main()
