@@ -63,7 +63,7 @@ def test_the_contract_suite_holds_it_as_ours(desk: Desk) -> None:
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 15  # type: ignore[index]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 12  # type: ignore[index]
 
 
 def test_what_is_wrong_with_an_option_is_one_line(
