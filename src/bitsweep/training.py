@@ -86,24 +86,14 @@ class Knob:
 class Weight(Protocol):
     """The weight of one or several (tied) ``layers``, computed anew in every step."""
 
-    layers: Sequence[str]
-    knobs: Sequence[Knob]
+    @property
+    def layers(self) -> Sequence[str]: ...
+
+    @property
+    def knobs(self) -> Sequence[Knob]: ...
 
     def value(self) -> Tensor:
         """The weight ``(out, in)``, float32, with the gradients of its knobs."""
-
-
-class StraightThrough(nn.Module):
-    """``quantizer`` with the derivative 1, since rounding has none (Bengio et al., 2013)."""
-
-    def __init__(self, quantizer: nn.Module) -> None:
-        super().__init__()
-        self.quantizer = quantizer
-
-    def forward(self, input: Tensor) -> Tensor:
-        with torch.no_grad():
-            exact = self.quantizer(input)
-        return passed_through(exact, input)
 
 
 def passed_through(exact: Tensor, surrogate: Tensor) -> Tensor:
@@ -112,17 +102,18 @@ def passed_through(exact: Tensor, surrogate: Tensor) -> Tensor:
 
 
 def train(
-    model: Model,
+    student: Model,
     weights: Sequence[Weight],
     others: Mapping[str, Knob],
     calibration: Calibration,
     schedule: Schedule,
     generator: torch.Generator,
 ) -> None:
-    """Train the knobs of ``weights`` and ``others``, parameters of ``model`` by name.
+    """Train the knobs of ``weights`` and ``others``, parameters of ``student`` by name.
 
-    ``model`` is quantized; neither it nor a tensor of it is changed. Windows are drawn without
-    replacement by ``generator``, and again when all have been seen.
+    ``student`` is a copy of the quantized model that is left holding what it was trained with; no
+    tensor of it is written. Its input quantizers pass gradients straight through. Windows are drawn
+    without replacement by ``generator``, and again when all have been seen.
 
     Raises:
         UserError: the loss is no longer finite (``lr``), or the model is larger than its GPU.
@@ -130,14 +121,19 @@ def train(
     knobs = [knob for weight in weights for knob in weight.knobs] + list(others.values())
     if not knobs or not schedule.steps:
         return
-    student = _student(model, schedule.key)
+    device = student.device
+    if any(tensor.device != device for tensor in student.module.parameters()):
+        raise UserError(
+            f"{schedule.key}: training needs the whole model on {device}, which it is too large "
+            "for; use a smaller model or a larger GPU"
+        )
     dtypes = {name: student.module.get_parameter(name).dtype for name in others}
     optimizer = torch.optim.Adam(
         [{"params": [knob.value], "lr": schedule.lr * knob.size} for knob in knobs], betas=BETAS
     )
     fading = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.rate)
     for step, batch in enumerate(_batches(calibration.tokens, schedule, generator)):
-        tokens = batch.to(model.device)
+        tokens = batch.to(device)
         with torch.enable_grad():
             for weight in weights:
                 _hold(student, weight)
@@ -151,24 +147,10 @@ def train(
                 f"try {schedule.key}.lr={schedule.lr / 10:g}"
             )
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         fading.step()
         calibration.trained_tokens += tokens.numel()
-
-
-def _student(model: Model, key: str) -> Model:
-    """A copy of ``model`` for whose layers weights can be held, inputs rounded straight through."""
-    if any(tensor.device != model.device for tensor in model.module.parameters()):
-        raise UserError(
-            f"{key}: training needs the whole model on {model.device}, which it is too large for; "
-            "use a smaller model or a larger GPU"
-        )
-    student = model.copy()
-    for module in list(student.module.modules()):
-        if isinstance(module, QuantLinear) and module.input_quantizer is not None:
-            module.input_quantizer = StraightThrough(module.input_quantizer)
-    return student
 
 
 def _hold(student: Model, weight: Weight) -> None:

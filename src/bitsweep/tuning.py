@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from bitsweep import formats
 from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
-from bitsweep.linear import QuantEmbedding, QuantLinear, quantized
-from bitsweep.methods import seeded
+from bitsweep.linear import QuantEmbedding, QuantLinear
+from bitsweep.methods import place, seeded
 from bitsweep.models import Model
 from bitsweep.spec import Plan
 from bitsweep.tensor import QuantTensor
@@ -78,15 +78,15 @@ class Tuning:
         if self.what in ("all", "scales"):
             weights = [Codes(model.get(names[0]).quant, names) for names in shared.values()]
         others = {name: Knob.of(value) for name, value in self._others(model).items()}
-        train(model, weights, others, calibration, self._schedule, seeded())
+        train(model.copy(), weights, others, calibration, self._schedule, seeded())
         for weight in weights:
             quant = weight.trained()
             for name in weight.layers:
-                _swap(model, name, quant)
+                place(model, name, quant)
         _write(model, {name: knob.value.detach() for name, knob in others.items()})
         return model
 
-    def _others(self, model: Model) -> dict[str, Tensor]:
+    def _others(self, model: Model) -> dict[str, nn.Parameter]:
         """The parameters by name, beside those of codes, that ``what`` trains."""
         corrections = {
             id(parameter)
@@ -95,7 +95,7 @@ class Tuning:
             for parameter in module.correction.parameters()
         }
         named = dict(model.module.named_parameters())
-        found = {}
+        found: dict[str, nn.Parameter] = {}
         if self.what in ("all", "norms"):
             found |= {n: p for n, p in named.items() if p.ndim == 1 and id(p) not in corrections}
         if self.what in ("all", "corrections"):
@@ -145,15 +145,6 @@ def _is_free(value: Tensor, bits: int) -> bool:
     """Whether a parameter may be any number of its dtype, as far as what is stored goes."""
     plain = value.dtype in (torch.float16, torch.bfloat16, torch.float32)
     return plain and bits == 8 * value.element_size()
-
-
-def _swap(model: Model, name: str, quant: QuantTensor) -> None:
-    """Give the layer ``name`` the tensor ``quant``; what else it has stays."""
-    old = model.get(name)
-    new = quantized(quant, old)
-    if isinstance(old, QuantLinear) and isinstance(new, QuantLinear):
-        new.input_quantizer, new.correction = old.input_quantizer, old.correction
-    model.replace(name, new)
 
 
 def _write(model: Model, values: Mapping[str, Tensor]) -> None:

@@ -30,7 +30,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from bitsweep import axes, formats
+from bitsweep import activations, axes, formats, kv
 from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
 from bitsweep.formats.int import store_scale
@@ -57,7 +57,8 @@ class QAT:
     stay the start's. In formats other than int the estimator passes every gradient (as LLM-QAT and
     BitNet do): what is "clipped" is only clear for a uniform grid.
 
-    Inputs are in full precision while it trains, whatever the point quantizes them to afterwards.
+    Inputs and cache are quantized while it trains as they will be afterwards, straight through;
+    static ranges of inputs are those of the start, and found anew for the result.
     """
 
     start: str = "rtn"
@@ -113,7 +114,10 @@ class QAT:
             )
             for names in shared.values()
         ]
-        train(model, weights, {}, calibration, self.schedule, generator)
+        student = model.copy()
+        activations.install(student, plan, calibration)
+        kv.install(student, plan)
+        train(student, weights, {}, calibration, self.schedule, generator)
         for weight in weights:
             quant = weight.rounded()
             for name in weight.layers:
