@@ -22,7 +22,8 @@ def test_a_spec_prints_as_the_field_writes_it(spec, name):
 
 
 def test_input_bits_stand_between_weight_bits_and_group():
-    spec = LayerSpec(QuantSpec(bits=4, group_size=128), input=InputSpec(QuantSpec(bits=8)))
+    inputs = InputSpec(QuantSpec(bits=8, scale_dtype="float32"))
+    spec = LayerSpec(QuantSpec(bits=4, group_size=128), inputs)
     assert str(spec) == "w4a8g128"
 
 

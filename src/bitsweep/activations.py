@@ -1,18 +1,353 @@
-"""Inputs of layers, quantized before they are multiplied."""
+"""Inputs of layers, quantized before they are multiplied.
+
+Numbers are quantized and at once replaced by what their codes stand for, in float32 whatever the
+model computes in; a packed kernel that multiplies the codes gives the same product up to the order
+of its sums.
+
+* **Dynamic** parameters come from the numbers at hand: of each token by itself (``per=token``, in
+  groups if asked), so that no token's result depends on what shares its batch, or of all numbers
+  of the call (``per=tensor``, as torch's ``quantize_dynamic``): of the whole batch, later tokens
+  included, which makes a perplexity of full windows flatter than decoding is.
+* **Static** ones are found once on calibration text: of the whole tensor, or of each of its columns
+  (``per=channel``: better, though no integer kernel can multiply it without folding the scales into
+  the weight). Blocks are walked in order through the model as it stands: weights quantized, inputs
+  of the blocks before quantized as well, those of the block itself not yet. Weights are chosen
+  first (GPTQ sees inputs in full precision, as in QuaRot's and llm-compressor's code).
+* **Adaptive**: each token takes the narrowest width at which it is represented well enough.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from bitsweep import formats
 from bitsweep.calibration import Calibration
+from bitsweep.errors import UserError
+from bitsweep.linear import QuantLinear
 from bitsweep.models import Model
-from bitsweep.spec import Plan
+from bitsweep.packing import packed_bytes
+from bitsweep.spec import PER_CHANNEL, InputSpec, Plan, QuantSpec
+
+SAMPLE_ROWS = 4096
+"""Tokens of the calibration text, evenly spaced, from which percentiles and errors are taken."""
+
+SAMPLE_NUMBERS = 2**18
+"""The same for one scale per tensor: more numbers would move its range by less than a per mille."""
+
+FACTORS = tuple(0.9**step for step in range(45))
+"""Shares of the full range that ``range=mse`` tries: 1, 0.9, 0.81 ... 0.0097.
+
+A few channels of a language model reach a hundred times as far as the others (LLM.int8, arXiv
+2208.07339), so the best range of a tensor can be that much smaller than the full one.
+"""
+
+SMALLEST = torch.finfo(torch.float32).tiny
+
+
+class InputQuantizer(nn.Module):
+    """``x`` ``(..., in)`` to what its codes stand for, in ``x``'s dtype.
+
+    ``params`` are the static ones: ``(1, 1)`` per tensor, ``(in, 1)`` per channel; none when
+    dynamic. A token with a NaN or an infinity is left as it is, for the loss to tell. Gradients
+    pass straight through (Bengio et al. 2013, arXiv 1308.3432).
+    """
+
+    def __init__(self, spec: InputSpec, params: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self._names = tuple(params or ())
+        for name, value in (params or {}).items():
+            self.register_buffer(name, value, persistent=False)
+        self.spent: Spent | None = None
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        return {name: cast(Tensor, getattr(self, name)) for name in self._names}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return quantized_rows(x, self._restored)
+
+    def _restored(self, rows: Tensor) -> Tensor:
+        quant = self.spec.quant
+        if self.spec.adaptive:
+            values, widths = adapt(rows, self.spec)
+            if self.spent is not None:
+                self.spent.add(float(widths.sum()), len(rows), rows.shape[1])
+            return values
+        if self.spent is not None:
+            self.spent.add(self.spec.bits * len(rows), len(rows), rows.shape[1])
+        if self.spec.per == "channel":
+            return restored(rows.T, quant, self.params).T
+        matrix = rows.reshape(1, -1) if self.spec.per == "tensor" else rows
+        return restored(matrix, quant, self.params or None).view(rows.shape)
+
+    def nbytes(self) -> int:
+        """Stored bytes of the static parameters; 0 when dynamic."""
+        width = formats.get(self.spec.quant.format).params_bits(self.spec.quant)
+        return sum(packed_bytes(v.numel(), width[name]) for name, v in self.params.items())
+
+    def extra_repr(self) -> str:
+        return str(self.spec)
+
+
+class Spent:
+    """Bits that inputs took while somebody counted; the codes' own, without scales."""
+
+    def __init__(self) -> None:
+        self._bits = 0.0
+        self._numbers = 0
+
+    def add(self, bits_of_rows: float, rows: int, features: int) -> None:
+        """``rows`` tokens of ``features`` numbers, whose widths sum to ``bits_of_rows``."""
+        self._bits += bits_of_rows * features
+        self._numbers += rows * features
+
+    @property
+    def average(self) -> float | None:
+        """Bits of a number, over all tokens, layers and columns; None where nothing was counted."""
+        return self._bits / self._numbers if self._numbers else None
+
+
+@contextmanager
+def counting(model: Model) -> Iterator[Spent]:
+    """Count inside the ``with`` what inputs take, if any chooses its own width; else nothing."""
+    quantizers = [m for m in model.module.modules() if isinstance(m, InputQuantizer)]
+    spent = Spent()
+    if any(quantizer.spec.adaptive for quantizer in quantizers):
+        for quantizer in quantizers:
+            quantizer.spent = spent
+    try:
+        yield spent
+    finally:
+        for quantizer in quantizers:
+            quantizer.spent = None
+
+
+def quantized_rows(x: Tensor, restore: Callable[[Tensor], Tensor]) -> Tensor:
+    """``x`` ``(..., n)`` after ``restore``, which maps rows ``(m, n)`` float32 to the same."""
+    with torch.no_grad():
+        rows = x.reshape(-1, x.shape[-1]).float()
+        sound = rows.isfinite().all(-1, keepdim=True)
+        if bool(sound.all()):
+            values = restore(rows)
+        else:
+            values = torch.where(sound, restore(torch.where(sound, rows, 0.0)), rows)
+        values = values.reshape(x.shape).to(x.dtype)
+    if torch.is_grad_enabled() and x.requires_grad:
+        return values + (x - x.detach())  # the values to the last bit, the gradient of x
+    return values
+
+
+def restored(
+    matrix: Tensor, quant: QuantSpec, params: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """What the codes of ``matrix`` ``(rows, n)`` float32 stand for; params fitted unless given."""
+    family = formats.get(quant.format)
+    if params is None:
+        params = formats.fit(matrix, quant)
+    parts = formats.split(matrix, quant)
+    values = [
+        family.dequantize(family.quantize(part, own, quant), own, quant)
+        for part, own in zip(parts, formats.split_params(params, parts), strict=True)
+    ]
+    return formats.join(values, matrix.shape)
+
+
+def adapt(rows: Tensor, spec: InputSpec) -> tuple[Tensor, Tensor]:
+    """``rows`` ``(tokens, n)`` each at its own width, and the widths ``(tokens,)`` float32.
+
+    The first width whose squared error is at most ``threshold`` of the row's square; the widest
+    where none is.
+    """
+    values, widths = torch.empty_like(rows), rows.new_empty(len(rows))
+    left = torch.arange(len(rows), device=rows.device)
+    for bits in spec.adaptive:
+        part = rows[left]
+        found = restored(part, spec.at(bits).quant)
+        share = (found - part).square_().sum(-1) / part.square().sum(-1).clamp(min=SMALLEST)
+        taken = share <= spec.threshold
+        if bits == spec.adaptive[-1]:
+            taken = torch.ones_like(taken)
+        values[left[taken]], widths[left[taken]] = found[taken], float(bits)
+        left = left[~taken]
+        if not len(left):
+            break
+    return values, widths
+
+
+class Sample:
+    """Evenly spaced rows of a layer's inputs, and the ends of each column over all of them.
+
+    Every ``2**k``-th row is kept, k growing so that there are at most :data:`SAMPLE_ROWS`.
+    """
+
+    def __init__(self, features: int, device: torch.device) -> None:
+        self.low = torch.full((features,), torch.inf, device=device)
+        self.high = torch.full((features,), -torch.inf, device=device)
+        self._kept: list[Tensor] = []
+        self._step, self._seen = 1, 0
+
+    def add(self, inputs: Tensor) -> None:
+        inputs = inputs.float()
+        self.low = torch.minimum(self.low, inputs.amin(0))
+        self.high = torch.maximum(self.high, inputs.amax(0))
+        self._kept.append(inputs[-self._seen % self._step :: self._step].clone())
+        self._seen += len(inputs)
+        while sum(map(len, self._kept)) > SAMPLE_ROWS:
+            self._kept, self._step = [self.value()[::2]], 2 * self._step
+
+    def value(self) -> Tensor:
+        """The rows kept, float32 ``(rows, in)``."""
+        return torch.cat(self._kept)
+
+
+def static_params(sample: Sample, spec: InputSpec) -> dict[str, Tensor]:
+    """The parameters of ``spec`` on the range that calibration text has.
+
+    ``minmax``: the ends over all of the text. ``percentile``: the range that holds ``percentile``
+    per cent of the sampled numbers, as many missing at each end, and when symmetric that of
+    magnitudes (TensorRT takes magnitudes always). ``mse``: the share of the min-max range,
+    both ends by one factor of :data:`FACTORS`, with the least squared error of the sample.
+    A format fitted to more than a range (``binary``'s mean) is fitted to the sample cut to it.
+    """
+    rows, low, high = sample.value(), sample.low.unsqueeze(1), sample.high.unsqueeze(1)
+    if spec.per == "tensor":
+        low, high = low.amin(0, keepdim=True), high.amax(0, keepdim=True)
+        rows = rows.flatten()[:: max(1, rows.numel() // SAMPLE_NUMBERS)].unsqueeze(1)
+    matrix = rows.T.contiguous()
+    if spec.range == "percentile":
+        low, high = _percentiles(matrix, spec)
+    if spec.range != "mse":
+        return formats.fit(cut(matrix, low, high), spec.quant)
+    best: dict[str, Tensor] = {}
+    least = torch.full_like(low, torch.inf)
+    for factor in FACTORS:
+        params = formats.fit(cut(matrix, factor * low, factor * high), spec.quant)
+        error = restored(matrix, spec.quant, params).sub_(matrix).square_().sum(1, keepdim=True)
+        better = error < least
+        least = torch.where(better, error, least)
+        for name, new in params.items():
+            where = better.view(-1, *[1] * (new.ndim - 1))
+            best[name] = torch.where(where, new, best.get(name, new))
+    return best
+
+
+def cut(matrix: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """``matrix`` ``(rows, n)`` within ``low`` and ``high`` ``(rows, 1)``, both ends among it."""
+    return torch.cat([matrix.clamp(low, high), low, high], dim=1)
+
+
+def _percentiles(matrix: Tensor, spec: InputSpec) -> tuple[Tensor, Tensor]:
+    if spec.quant.symmetric:
+        high = quantile(matrix.abs(), spec.percentile / 100)
+        return -high, high
+    outside = (1 - spec.percentile / 100) / 2
+    return -quantile(-matrix, 1 - outside), quantile(matrix, 1 - outside)
+
+
+def quantile(matrix: Tensor, share: float) -> Tensor:
+    """The smallest number of each row that at least ``share`` of it do not exceed, ``(rows, 1)``.
+
+    The nearest rank, a number that occurs (others interpolate).
+    """
+    count = matrix.shape[1]
+    rank = min(count, max(1, math.ceil(share * count - 1e-9)))
+    return matrix.kthvalue(rank, dim=1, keepdim=True).values
 
 
 def skip(plan: Plan, model: Model) -> str | None:
     """Why the inputs that ``plan`` asks for cannot be made (with the key to change), or None."""
-    if any(layer.input is not None for layer in plan.layers.values()):
-        return "input.bits: inputs stay at 16 bits for now"
+    for name, layer in plan.layers.items():
+        if layer.input is not None:
+            reason = _skip(layer.input, name, model.layers[name].shape[1])
+            if reason is not None:
+                return reason
+    return None
+
+
+def _skip(spec: InputSpec, name: str, in_features: int) -> str | None:
+    quant, static = spec.quant, spec.range != "dynamic"
+    if spec.adaptive and (static or spec.per != "token"):
+        return "input.adaptive: a token that chooses its width has input.per=token range=dynamic"
+    if spec.per == "token" and static:
+        return (
+            f"input.range={spec.range}: a token's range shows when it comes; "
+            "use input.per=tensor or channel, or input.range=dynamic"
+        )
+    if spec.per == "channel" and not static:
+        return (
+            "input.per=channel: a column's range over all tokens comes from calibration; "
+            "use input.range=minmax, percentile or mse"
+        )
+    if spec.per != "token" and quant.group_size != PER_CHANNEL:
+        return f"input.group_size={quant.group_size}: input.per={spec.per} has no groups; use -1"
+    for width in [spec.at(bits).quant for bits in spec.adaptive] or [quant]:
+        family = formats.get(width.format)
+        reason = family.skip(width) or (None if static else per_token(width))
+        if reason is None and family.vector(width) > 1:
+            reason = f"format={width.format}: codes of several numbers at once are for weights"
+        if reason is not None:
+            return f"input.{reason}"
+    if not quant.fits(in_features):
+        return (
+            f"input.group_size={quant.group_size} does not divide in_features={in_features} of "
+            f"{name}; use -1 (the whole token) or a divisor"
+        )
+    return None
+
+
+def per_token(quant: QuantSpec) -> str | None:
+    """Why ``quant`` cannot be fitted to each row of numbers as it comes by, or None."""
+    family = formats.get(quant.format)
+    learned = "codebook" in family.params_bits(quant)
+    if learned or family.shared(torch.linspace(-1, 1, 8).view(1, 8), quant):
+        return (
+            f"format={quant.format}: is fitted to a tensor as a whole, not to one token; "
+            "it needs input.per=tensor and input.range=minmax, percentile or mse"
+        )
     return None
 
 
 def install(model: Model, plan: Plan, calibration: Calibration) -> None:
-    """Give each layer of ``model``, quantized, the input quantizer that ``plan`` names."""
+    """Give each layer of ``model``, quantized, the input quantizer that ``plan`` names.
+
+    A layer that has one already (of a library that quantizes inputs by itself) keeps it.
+
+    Raises:
+        UserError: a layer with static ranges that the calibration text never reaches.
+    """
+    wanted: dict[str, InputSpec] = {}
+    for name, layer in plan.layers.items():
+        if layer.input is not None and _layer(model, name).input_quantizer is None:
+            wanted[name] = layer.input
+    static: dict[int, list[str]] = {}
+    for name, spec in wanted.items():
+        if spec.range == "dynamic":
+            _layer(model, name).input_quantizer = InputQuantizer(spec)
+        else:
+            place = model.layers[name].block
+            static.setdefault(len(model.blocks) if place is None else place, []).append(name)
+    for block in calibration.blocks(model) if static else ():
+        names = static.pop(block.index, [])
+        samples = block.observe(names, Sample)
+        for name in names:
+            if name not in samples:
+                raise UserError(
+                    f"input.range={wanted[name].range}: the calibration text never reaches {name}; "
+                    "use more calibration.windows, or input.range=dynamic"
+                )
+            params = static_params(samples[name], wanted[name])
+            home = _layer(model, name).quant.codes.device
+            _layer(model, name).input_quantizer = InputQuantizer(wanted[name], params).to(home)
+        if not static:
+            break
+
+
+def _layer(model: Model, name: str) -> QuantLinear:
+    return cast(QuantLinear, model.get(name))

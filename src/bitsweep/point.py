@@ -55,11 +55,15 @@ class Point:
     command: str = ""
 
     @property
+    def inputs(self) -> InputSpec | None:
+        """``input`` where layers are planned: without them there is none to quantize."""
+        return None if "policy" in self.method.ignores else self.input
+
+    @property
     def calibrated(self) -> bool:
         """Whether anything of this point looks at calibration text."""
         steps: list[Any] = [self.method, *self.transforms.values(), *self.recover.values()]
-        inputs = None if "policy" in self.method.ignores else self.input
-        static = inputs is not None and inputs.range != "dynamic"
+        static = self.inputs is not None and self.inputs.range != "dynamic"
         return static or any(step.calibrated for step in steps)
 
     @property
@@ -91,7 +95,7 @@ class Point:
             "dtype": self.model.dtype,
             "transforms": _chain(self.transforms, self.options),
             "recover": _chain(self.recover, self.options),
-            "input": "" if self.input is None or "policy" in self.method.ignores else str(self.input),
+            "input": "" if self.inputs is None else str(self.inputs),
             "kv": "" if self.kv is None else str(self.kv),
         }
         needed = {"calibration": self.calibrated, "seed": self.seeded}

@@ -6,13 +6,15 @@ becomes, a :class:`Plan` what a policy decided for one model.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from bitsweep.artifacts import digest
+from bitsweep.errors import UserError
 
 PER_CHANNEL = -1
 """``group_size`` that gives every output channel (row of the weight) one scale."""
@@ -23,8 +25,10 @@ PER_TENSOR = 0
 FULL_BITS = 16
 """Of an input or of the cache: left as it is."""
 
-SCALE_DTYPES = ("float16", "float32", "power_of_two")
+SCALE_DTYPES = ("float16", "float32", "power_of_two", "e4m3")
 ZEROS = ("integer", "real")
+INPUT_PER = ("token", "tensor", "channel")
+INPUT_RANGES = ("dynamic", "minmax", "percentile", "mse")
 MISFITS = ("error", "per_channel", "ragged")
 
 
@@ -56,7 +60,8 @@ class QuantSpec:
         if letter[-1].isdigit():
             letter += "-"  # mxfp4-4g32
         group = {PER_CHANNEL: "", PER_TENSOR: "t"}.get(self.group_size, f"g{self.group_size}")
-        short_scale = {"float32": "-fp32scale", "power_of_two": "-pow2"}.get(self.scale_dtype, "")
+        scales = {"float32": "-fp32scale", "power_of_two": "-pow2", "e4m3": "-e4m3"}
+        short_scale = scales.get(self.scale_dtype, "")
         return f"{letter}{bits}{group}{'-sym' * self.symmetric}{short_scale}"
 
     def groups(self, in_features: int) -> int:
@@ -84,7 +89,7 @@ class InputSpec:
     ``quant`` is the number format of the rows. ``per`` says which numbers share a scale:
     ``token`` (``quant.group_size`` of each row; -1 the whole row), ``tensor`` (all of them) or
     ``channel`` (each of the ``in`` columns has its own, of all tokens). ``range`` says where it
-    comes from: ``dynamic`` (the numbers themselves, as they come by) or, for ``static``, from
+    comes from: ``dynamic`` (the numbers themselves, as they come by) or, when static, from
     calibration text: ``minmax``, ``percentile`` (of ``percentile`` per cent) or ``mse``.
     ``adaptive`` is empty, or the widths among which each token chooses, ``quant.bits`` being the
     narrowest: it takes the first whose relative squared error is at most ``threshold``.
@@ -97,17 +102,48 @@ class InputSpec:
     adaptive: tuple[float, ...] = ()
     threshold: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Raises UserError for values that no other axis could make right (``input.*``)."""
+        for key, known in (("per", INPUT_PER), ("range", INPUT_RANGES)):
+            if getattr(self, key) not in known:
+                raise UserError(f"input.{key}={getattr(self, key)}: use {' or '.join(known)}")
+        if not 50 < self.percentile <= 100:
+            raise UserError(f"input.percentile={self.percentile:g}: takes 100 down to over 50")
+        rising = all(a < b for a, b in itertools.pairwise((0, *self.adaptive)))
+        if not rising or len(self.adaptive) == 1:
+            shown = ", ".join(f"{bits:g}" for bits in self.adaptive)
+            raise UserError(f"input.adaptive=[{shown}]: takes rising widths, as [4, 6, 8]")
+        if not 0 <= self.threshold < math.inf:
+            raise UserError(f"input.threshold={self.threshold:g}: takes a number from 0")
+        if self.quant.group_size == PER_TENSOR or self.quant.group_size < PER_CHANNEL:
+            raise UserError(
+                f"input.group_size={self.quant.group_size}: takes a number of a token's numbers, "
+                "or -1 for all of them; one scale per tensor is input.per=tensor"
+            )
+
     @property
     def bits(self) -> float:
         return self.quant.bits
 
+    def at(self, bits: float) -> InputSpec:
+        """The same at one width for all; a single bit is ``binary``, as ``int`` begins at two."""
+        single = bits == 1 and self.quant.format == "int"
+        format = "binary" if single else self.quant.format
+        quant = replace(self.quant, bits=bits, format=format)
+        return replace(self, quant=quant, adaptive=(), threshold=0.0)
+
     def __str__(self) -> str:
-        """``8``, ``log4``, ``8t`` (per tensor), ``8c`` (per channel), ``4g64``, ``4~8``."""
-        letter = "" if self.quant.format == "int" else self.quant.format
+        """``8``, ``log4``, ``4g64``, ``4~6~8@0.01`` (adaptive), ``8t`` (per tensor, dynamic),
+        ``8t-minmax``, ``8c-p99.9`` (per channel), ``8-sym``."""
         widths = "~".join(f"{bits:g}" for bits in self.adaptive) or f"{self.bits:g}"
-        group = f"g{self.quant.group_size}" if self.quant.group_size > 0 else ""
-        tail = {"token": group, "tensor": "t", "channel": "c"}[self.per]
-        return f"{letter}{widths}{tail}"
+        limit = f"@{self.threshold:g}" if self.adaptive else ""
+        scale = "" if self.quant.scale_dtype == "float32" else f"-{self.quant.scale_dtype}"
+        known = replace(self.quant, scale_dtype="float16")
+        name = known.named(widths).removeprefix("w")
+        per = {"token": "", "tensor": "t", "channel": "c"}[self.per]
+        source = f"p{self.percentile:g}" if self.range == "percentile" else self.range
+        tail = "" if self.range == "dynamic" else f"-{source}"
+        return f"{name}{per}{limit}{tail}{scale}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -126,11 +162,13 @@ class LayerSpec:
     input: InputSpec | None = None
 
     def __str__(self) -> str:
-        """``w4g128``, or with inputs ``w4a8g128``."""
+        """``w4g128``, or with inputs ``w4a8g128``, ``w4g128 a8t-minmax``."""
         if self.input is None:
             return str(self.weight)
-        head, group, tail = str(self.weight).partition("g")
-        return f"{head}a{self.input}{group}{tail}"
+        inputs = str(self.input)
+        if inputs.isdigit():
+            return self.weight.named(f"{self.weight.bits:g}a{inputs}")
+        return f"{self.weight} a{inputs}"
 
 
 @dataclass(frozen=True)

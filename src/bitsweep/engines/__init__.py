@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from bitsweep import kv
 from bitsweep.engines import runner
 from bitsweep.engines.packed import COMPUTE
 from bitsweep.errors import UserError
@@ -32,6 +33,8 @@ from bitsweep.linear import QuantEmbedding, QuantLinear
 from bitsweep.models import Model
 from bitsweep.spec import QuantSpec
 from bitsweep.tensor import QuantTensor
+
+CACHE = "the key-value cache is quantized, and no kernel here executes that"
 
 Quantized = QuantLinear | QuantEmbedding
 
@@ -88,6 +91,8 @@ class Dense:
     name = "dense"
 
     def refuses(self, model: Model) -> str | None:
+        if kv.installed(model):
+            return CACHE
         layers = quantized_layers(model)
         if not layers:
             return None
@@ -124,7 +129,7 @@ class Layerwise:
     def refuses(self, model: Model) -> str | None:
         if model.plan is not None:
             if model.plan.kv is not None:
-                return "the key-value cache is quantized, and no kernel here executes that"
+                return CACHE
             inputs = [name for name, spec in model.plan.layers.items() if spec.input is not None]
             if inputs:
                 return f"kernels for weights only: {counted(inputs, 'layer')} with quantized inputs"

@@ -8,7 +8,6 @@ not fit, inputs.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -78,9 +77,14 @@ def make(
 def _input(layer: Layer, inputs: InputSpec | None, bits: float | None) -> InputSpec | None:
     if layer.kind == "embedding" or bits == FULL_BITS:
         return None
-    if inputs is None or bits is None:
+    if bits is None:
         return inputs
-    return dataclasses.replace(inputs, quant=dataclasses.replace(inputs.quant, bits=bits))
+    if inputs is None:
+        raise Refused(
+            f"input.bits=16: leaves inputs as they are, and the policy has input_bits={bits:g} for "
+            f"{layer.name}; use input.bits={bits:g}, or another policy"
+        )
+    return inputs.at(bits)
 
 
 def _check_tied(policy: Chooser, model: Model, chosen: Mapping[str, QuantSpec]) -> None:

@@ -17,6 +17,7 @@ def audit(model: Model, plan: Plan) -> dict[str, str]:
         RuntimeError: a planned layer was not quantized as planned, or another one was. That is a
             mistake in a method, never a user's, and no number of such a point is kept.
     """
+    from bitsweep import kv
     from bitsweep.tensor import QuantTensor
 
     became: dict[str, str] = {}
@@ -39,6 +40,12 @@ def audit(model: Model, plan: Plan) -> dict[str, str]:
         if name in model.masks and not _gone(quant, model.masks[name]):
             raise RuntimeError(f"{name}: weights that were pruned came back")
         became[name] = str(planned)
+    caches = kv.installed(model)
+    for name in {**caches, **(kv.attentions(model) if plan.kv else {})}:
+        if caches.get(name) != plan.kv:
+            found = caches.get(name, "full precision")
+            raise RuntimeError(f"{name} has a cache of {found}, the plan says {plan.kv}")
+        became[f"{name} (cache)"] = str(plan.kv)
     return became
 
 

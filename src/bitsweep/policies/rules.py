@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from bitsweep.errors import UserError
 from bitsweep.policies.choice import Asked, Choice
-from bitsweep.spec import QuantSpec
+from bitsweep.spec import FULL_BITS, QuantSpec
 
 if TYPE_CHECKING:
     from bitsweep.models import Layer, Model
@@ -73,9 +73,11 @@ class Rule:
         return role and name and blocks
 
     def spec(self, axes: QuantSpec) -> QuantSpec:
-        """The sweep's ``axes`` with this rule's own values in their place."""
+        """The sweep's ``axes`` with this rule's own values, and its format's, in their place."""
+        from bitsweep import formats
+
         own = {key: getattr(self, key) for key in SPEC_KEYS if getattr(self, key) is not None}
-        return dataclasses.replace(axes, **own)
+        return formats.resolve(dataclasses.replace(axes, **own))
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,10 @@ def _rule(where: str, value: Any) -> Rule:
             f"{where}.role={rule.role}: no such role; choose one of "
             f"{ALL_LINEAR}, {', '.join(ROLES)}"
         )
-    if rule.keep and any(getattr(rule, key) is not None for key in SPEC_KEYS):
+    width = rule.input_bits
+    if width is not None and not (isinstance(width, int | float) and 0 < width <= FULL_BITS):
+        raise UserError(f"{where}.input_bits={width}: takes a number over 0 and up to {FULL_BITS}")
+    if rule.keep and any(getattr(rule, key) is not None for key in (*SPEC_KEYS, "input_bits")):
         raise UserError(f"{where}: keep leaves a layer as it is, so it takes no bits or group_size")
     if rule.blocks is not None:
         rule = dataclasses.replace(rule, blocks=str(rule.blocks))

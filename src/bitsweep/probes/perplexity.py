@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from bitsweep import stats
+from bitsweep import activations, stats
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference, TextSource, stream, windows
 from bitsweep.errors import UserError
@@ -31,6 +31,8 @@ class Perplexity:
     """``ppl/<text>`` and ``bits_per_byte/<text>`` of every text of the data.
 
     ``tokens`` limits each text to its first windows of so many tokens; null scores all of it.
+    Where tokens choose the width of their inputs, ``input_bits/<text>`` is the average that they
+    took on the way: bits of the codes, over all tokens and all numbers of all planned layers.
     """
 
     tokens: int | None = None
@@ -46,11 +48,14 @@ class Perplexity:
         for name, text in reference.data.texts.items():
             cut = cut_text(model, reference, text, self.tokens)
             protocol = {"probe": "perplexity", "version": self.version, **cut.protocol}
-            scored = scores(model, cut.windows, KEPT_BYTES)
+            with activations.counting(model) as spent:
+                scored = scores(model, cut.windows, KEPT_BYTES)
             reference.leave(model, f"log_probabilities/{name}", scored.log_probabilities)
             losses = scored.losses
             expected = reference.get(protocol, partial(_losses, cut=cut))["losses"]
             measurement.metrics += self._metrics(name, cut, losses, expected)
+            if spent.average is not None:
+                measurement.metrics.append(_input_bits(name, cut, spent.average))
             measurement.details.append(
                 {
                     "metric": f"ppl/{name}",
@@ -142,6 +147,11 @@ def cut_text(model: Model, reference: Reference, text: TextSource, tokens: int |
         signature=f"text:{text.name}|sha:{sha256[:12]}|window:{window}|stride:{window}"
         f"|bos:{data.bos}",
     )
+
+
+def _input_bits(name: str, cut: Cut, average: float) -> Metric:
+    signature = f"input_bits|{cut.signature}|tokens:{cut.windows.numel()}|codes|per:input number|v1"
+    return Metric(f"input_bits/{name}", average, "bit", "lower", signature)
 
 
 def _losses(model: Model, cut: Cut) -> dict[str, Tensor]:

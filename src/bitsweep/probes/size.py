@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bitsweep.activations import InputQuantizer
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference
 from bitsweep.linear import QuantEmbedding, QuantLinear
@@ -89,8 +90,9 @@ def measure(model: Model, stored: int) -> dict[str, float]:
         sizes = [(tensor.numel(), _width(tensor, stored)) for tensor in layers.values()]
         bits = 8 * sum(count * width for count, width in sizes) / sum(count for count, _ in sizes)
     kept = sum(tensor.numel() * _width(tensor, stored) for tensor in untouched)
+    ranges = sum(quantizer.nbytes() for quantizer in input_quantizers(model.module))
     return {
-        "file_mib": (packed + kept) / MIB,
+        "file_mib": (packed + kept + ranges) / MIB,
         "bits_per_weight": bits,
         "resident_mib": (packed + sum(tensor.nbytes for tensor in [*untouched, *buffers])) / MIB,
     }
@@ -104,7 +106,15 @@ def parts(model: Model, stored: int) -> dict[str, int]:
     found["untouched"] = sum(
         parameter.numel() * _width(parameter, stored) for parameter in model.module.parameters()
     )
+    ranges = sum(quantizer.nbytes() for quantizer in input_quantizers(model.module))
+    if ranges:
+        found["input_ranges"] = ranges
     return dict(found)
+
+
+def input_quantizers(module: nn.Module) -> list[InputQuantizer]:
+    """What quantizes the inputs of layers; its static ranges are stored beside the weights."""
+    return [child for child in module.modules() if isinstance(child, InputQuantizer)]
 
 
 def quant_tensors(module: nn.Module) -> list[QuantTensor]:

@@ -25,7 +25,7 @@ ENGINE = re.compile(r"\|engine:([^|]*)")
 OF_THE_POINT = re.compile(r"\|(engine|untouched):[^|]*")
 """Parts of a signature that say what the point is, not how it was measured."""
 
-ORDER = ("method", "method_options", "transforms", "recover", "format", "policy")
+ORDER = ("method", "method_options", "transforms", "recover", "format", "policy", "input", "kv")
 
 
 def frame(records: Iterable[Record]) -> pd.DataFrame:
