@@ -1,8 +1,8 @@
 """What the codes of one group mean: one family per file, found on disk by its name.
 
 ``formats/int.py`` holds the class ``Int``; ``get("int")`` imports it. A family may go by several
-names: a line ``VARIANTS = ("e4m3", "e5m2")`` in its file makes ``get("e5m2")`` the family told that
-name. A new family is a new file and nothing else. Every family works over *groups*: a weight
+names: ``VARIANTS = {"e5m2": "what it is, in a line"}`` in its file makes ``get("e5m2")`` the family
+told that name; a tuple of names will do. A file that starts with ``_`` is none. A new family is a new file and nothing else. Every family works over *groups*: a weight
 ``(out, in)`` seen as ``(rows, n, g)``, ``n`` groups of ``g`` weights that share their parameters.
 :func:`split` makes that view for every kind of grouping, so that no family and no method knows
 about tensors, channels or ragged ends.
@@ -15,6 +15,7 @@ import functools
 import importlib
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,10 +32,19 @@ a ``codebook`` of ``(rows, n, entries, vector)``), or of the whole tensor ``(1, 
 
 
 class Family:
-    """One family of number formats. Instances hold no state but the name they were asked by."""
+    """One family of number formats. Instances hold no state but the name they were asked by.
+
+    ``has_zero``: a weight of 0 stays exactly 0.
+    """
+
+    has_zero: ClassVar[bool] = True
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+    def resolve(self, spec: QuantSpec) -> QuantSpec:
+        """What the name really stands for: one that fixes its groups or scales puts them in."""
+        return spec
 
     def skip(self, spec: QuantSpec) -> str | None:
         """Why this family cannot be ``spec`` (with the key to change), or None."""
@@ -118,6 +128,11 @@ def get(name: str) -> Family:
     module = importlib.import_module(f"{__name__}.{known[name]}")
     family: Family = getattr(module, known[name].capitalize())(name)
     return family
+
+
+def resolve(spec: QuantSpec) -> QuantSpec:
+    """``spec`` with what its format fixes: ``mxfp4`` has groups of 32, whatever it says."""
+    return get(spec.format).resolve(spec)
 
 
 def split(weight: Tensor, spec: QuantSpec, vector: int = 1) -> list[Tensor]:

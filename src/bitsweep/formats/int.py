@@ -29,7 +29,7 @@ from torch import Tensor
 
 from bitsweep.errors import UserError
 from bitsweep.formats import Family, Params
-from bitsweep.spec import PER_CHANNEL, SCALE_DTYPES, ZEROS, QuantSpec
+from bitsweep.spec import PER_CHANNEL, ZEROS, QuantSpec
 
 WIDTHS = range(2, 9)
 SCALE_BITS = {"float16": 16, "float32": 32, "power_of_two": 8}
@@ -41,14 +41,14 @@ class Int(Family):
     """Uniform integers of 2 to 8 bits, symmetric or with a zero-point."""
 
     def skip(self, spec: QuantSpec) -> str | None:
-        if spec.bits == 1 and spec.symmetric:
-            return "bits=1 symmetric=true is format=binary; int has 2 to 8 bits"
+        if spec.bits == 1:
+            return "bits=1: format=int has 2 to 8 bits; one bit is format=binary"
         if spec.bits not in WIDTHS:
             return f"bits={spec.bits:g}: format=int has 2, 3, 4, 5, 6, 7 or 8 bits"
         if spec.group_size < PER_CHANNEL:
             return f"group_size={spec.group_size}: a size, -1 (per channel) or 0 (per tensor)"
-        if spec.scale_dtype not in SCALE_DTYPES:
-            return f"scale_dtype={spec.scale_dtype}: one of {', '.join(SCALE_DTYPES)}"
+        if spec.scale_dtype not in SCALE_BITS:
+            return f"scale_dtype={spec.scale_dtype}: one of {', '.join(SCALE_BITS)}"
         if spec.zero not in ZEROS:
             return f"zero={spec.zero}: one of {', '.join(ZEROS)}"
         if spec.symmetric and spec.zero == "real":
