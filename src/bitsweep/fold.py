@@ -2,7 +2,8 @@
 
 With ``y = x diag(1/s)`` and ``W' = W diag(s)`` no output changes: ``W' y = W x`` (SmoothQuant's
 equation 3, AWQ's equation 4). The ``1/s`` is folded into what makes ``x``, so nothing is left to
-compute at run time. Parameters are replaced, never written into: other copies keep theirs.
+compute at run time; ``model.folded`` keeps what each weight was multiplied with. Parameters are
+replaced, never written into: other copies keep theirs.
 """
 
 from __future__ import annotations
@@ -49,9 +50,14 @@ def fold(model: Model, source: str, factor: Tensor) -> None:
         layer = model.get(name)
         columns = factor.view(-1, 1) if model.layers[name].kind == "conv1d" else factor.view(1, -1)
         _set(layer, "weight", layer.get_parameter("weight").float() * columns.to(_device(layer)))
+        rows, known = _folded(model, name)
+        model.folded[name] = (rows, known * factor.cpu())
     feeder = model.get(source)
     weight = feeder.get_parameter("weight").float()
     inverse = 1 / factor.to(weight.device)
+    if source in model.layers:
+        rows, known = _folded(model, source)
+        model.folded[source] = (rows / factor.cpu(), known)
     if is_norm(feeder):
         offset = _offset(feeder)
         _set(feeder, "weight", (weight + offset) * inverse - offset)
@@ -61,6 +67,17 @@ def fold(model: Model, source: str, factor: Tensor) -> None:
         _set(feeder, "weight", weight * inverse.view(-1, 1))
     if feeder._parameters.get("bias") is not None:
         _set(feeder, "bias", feeder.get_parameter("bias").float() * inverse)
+
+
+def factor_since(before: Model, after: Model, name: str) -> Tensor:
+    """What folding has multiplied a layer's weight ``(out, in)`` with on its way to ``after``."""
+    (rows, columns), (old_rows, old_columns) = _folded(after, name), _folded(before, name)
+    return torch.outer(rows / old_rows, columns / old_columns)
+
+
+def _folded(model: Model, name: str) -> tuple[Tensor, Tensor]:
+    out_features, in_features = model.layers[name].shape
+    return model.folded.get(name, (torch.ones(out_features), torch.ones(in_features)))
 
 
 def _offset(norm: nn.Module) -> float:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -134,6 +134,9 @@ class Layerwise:
             if inputs:
                 return f"kernels for weights only: {counted(inputs, 'layer')} with quantized inputs"
         layers = quantized_layers(model)
+        for what, names in beyond_codes(layers).items():
+            if names:
+                return f"no kernel here knows {what}: {counted(names, 'layer')}"
         left = [name for name in layers if name not in self.assigned]
         if not left:
             return None
@@ -220,6 +223,14 @@ def quantized_layers(model: Model) -> dict[str, Quantized]:
     """The modules of ``model`` that hold codes, by name, in order."""
     modules = model.module.named_modules()
     return {name: module for name, module in modules if isinstance(module, Quantized)}
+
+
+def beyond_codes(layers: Mapping[str, Quantized]) -> dict[str, list[str]]:
+    """Layers that are more than their codes: a kernel that multiplied these alone would be wrong."""
+    return {
+        "masks of pruned weights": [n for n, x in layers.items() if x.quant.mask is not None],
+        "corrections of low rank": [n for n, x in layers.items() if getattr(x, "correction", None)],
+    }
 
 
 def counted(names: Sequence[str], noun: str) -> str:

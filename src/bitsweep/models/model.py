@@ -29,7 +29,8 @@ class Model:
     ``content`` names the full-precision weights as they are now: the checkpoint, and after each
     transform a digest with that transform in it. ``masks`` bool ``(out, in)`` by layer: where it
     is False the weight was pruned, is 0, and stays 0 whatever is done to the layer afterwards.
-    ``transformed`` are the names of the transforms done to it, in order.
+    ``transformed`` are the names of the transforms done to it, in order. ``folded``, by layer, are
+    the factors of rows ``(out,)`` and columns ``(in,)`` that :mod:`bitsweep.fold` gave its weight.
     A skeleton is a Model whose ``module`` lies on the meta device.
     """
 
@@ -45,6 +46,7 @@ class Model:
     content: str = ""
     masks: dict[str, Tensor] = field(default_factory=dict)
     transformed: tuple[str, ...] = ()
+    folded: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.content = self.content or self.checkpoint
@@ -114,7 +116,7 @@ class Model:
                 if _holds_tensors(value):
                     shared[id(value)] = value
         module = copy.deepcopy(self.module, shared)
-        return replace(self, module=module, masks=dict(self.masks))
+        return replace(self, module=module, masks=dict(self.masks), folded=dict(self.folded))
 
     @contextmanager
     def block_on_device(self, index: int) -> Iterator[None]:
