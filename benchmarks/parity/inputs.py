@@ -50,7 +50,7 @@ class Inputs:
         Kept in the work folder by content, so that another run judges only what changed.
         """
         windows = self.evaluation if windows is None else windows
-        key = {"weights": _sha256(weights), "evaluation": _sha256({"tokens": windows})}
+        key = {"weights": sha256(weights), "evaluation": sha256({"tokens": windows})}
         judge = lambda: {"losses": self._judge(weights, windows)}  # noqa: E731
         return self.artifacts.get("losses", key, judge)["losses"]
 
@@ -122,7 +122,7 @@ def write(inputs: Inputs, work: Path, settings: dict[str, Any]) -> None:
     (folder / "settings.json").write_text(json.dumps(settings, indent=1))
 
 
-def _sha256(tensors: dict[str, Tensor]) -> str:
+def sha256(tensors: dict[str, Tensor]) -> str:
     content = hashlib.sha256()
     for name in sorted(tensors):
         content.update(name.encode() + tensors[name].contiguous().numpy().tobytes())
