@@ -67,10 +67,16 @@ def format_files() -> dict[str, str]:
     found = {}
     for family, path in files("formats").items():
         found[family] = family
-        declared = re.search(r"^VARIANTS = (\(.*?\))", path.read_text("utf-8"), re.M | re.S)
-        if declared:
-            found |= dict.fromkeys(ast.literal_eval(declared[1]), family)
+        found |= dict.fromkeys(variants(path), family)
     return found
+
+
+def variants(path: Path) -> dict[str, str]:
+    """The other names of the family of formats in ``path``, and a line for each."""
+    pattern = r"^VARIANTS = (\(.*?\)|\{.*?\})$"
+    declared = re.search(pattern, path.read_text("utf-8"), re.M | re.S)
+    names = ast.literal_eval(declared[1]) if declared else {}
+    return names if isinstance(names, dict) else dict.fromkeys(names, f"see {path.stem}")
 
 
 def engine_files() -> dict[str, Path]:

@@ -127,9 +127,9 @@ def _docstring(path: Path) -> str:
 
 def _formats(_: Path | None) -> dict[str, str]:
     """Each family, and after it the other names that it goes by."""
-    lines = {}
+    lines: dict[str, str] = {}
     for name, path in files("formats").items():
-        lines |= {name: _docstring(path)} | variants(path)
+        lines |= {name: _docstring(path), **variants(path)}
     return lines
 
 

@@ -2,10 +2,11 @@
 
 ``formats/int.py`` holds the class ``Int``; ``get("int")`` imports it. A family may go by several
 names: ``VARIANTS = {"e5m2": "what it is, in a line"}`` in its file makes ``get("e5m2")`` the family
-told that name; a tuple of names will do. A file that starts with ``_`` is none. A new family is a new file and nothing else. Every family works over *groups*: a weight
-``(out, in)`` seen as ``(rows, n, g)``, ``n`` groups of ``g`` weights that share their parameters.
-:func:`split` makes that view for every kind of grouping, so that no family and no method knows
-about tensors, channels or ragged ends.
+told that name; a tuple of names will do. A file that starts with ``_`` is none. A new family is a
+new file and nothing else. Every family works over *groups*: a weight ``(out, in)`` seen as
+``(rows, n, g)``, ``n`` groups of ``g`` weights that share their parameters. :func:`split` makes
+that view for every kind of grouping, so that no family and no method knows about tensors, channels
+or ragged ends.
 """
 
 from __future__ import annotations

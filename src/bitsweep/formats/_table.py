@@ -66,9 +66,7 @@ def refuses(
     if spec.group_size < PER_CHANNEL:
         return f"group_size={spec.group_size}: a size, -1 (per channel) or 0 (per tensor)"
     if spec.scale_dtype not in scales:
-        return (
-            f"scale_dtype={spec.scale_dtype}: format={spec.format} takes {' or '.join(scales)}"
-        )
+        return f"scale_dtype={spec.scale_dtype}: format={spec.format} takes {' or '.join(scales)}"
     if spec.symmetric:
         return (
             f"symmetric=true: format={spec.format} has no zero-point to go without; "

@@ -106,9 +106,7 @@ class Float(Family):
         if self.name not in BLOCKS:
             return spec
         block = BLOCKS[self.name]
-        return dataclasses.replace(
-            spec, group_size=block.group_size, scale_dtype=block.scale_dtype
-        )
+        return dataclasses.replace(spec, group_size=block.group_size, scale_dtype=block.scale_dtype)
 
     def skip(self, spec: QuantSpec) -> str | None:
         if self.name == "float":
@@ -195,7 +193,7 @@ def numbers(layout: Layout) -> Tensor:
 def magnitudes(layout: Layout) -> Tensor:
     """The numbers from 0 up, float32, in the order of their codes.
 
-    ``2**(e - bias) (1 + m / M)``, or of exponent code 0 ``2**(1 - bias) m / M``, times ``2**shift``.
+    ``2**(e - bias) (1 + m / M)``, or of exponent code 0 ``2**(1 - bias) m / M``; and ``2**shift``.
     """
     steps = 2**layout.mantissa
     codes = torch.arange(2 ** (layout.bits - 1) - layout.reserved)

@@ -5,8 +5,9 @@ Logarithmic quantization (Miyashita, Lee & Murmann, 2016) with a base for each g
 
     w = ±scale * 2**(-(n - m) step),        code 0 = 0        l_min = log2(scale) - n step
 
-The code that would be -0 is one exponent more of the negative side. ``scale`` is the largest ``|w|``
-of the group, stored in ``scale_dtype``; ``step`` is float16 and at least :data:`SMALLEST_STEP`.
+The code that would be -0 is one exponent more of the negative side. ``scale`` is the largest
+``|w|`` of the group, stored in ``scale_dtype``; ``step`` is a float16 of at least
+:data:`SMALLEST_STEP`.
 
 * **step** spreads the exponents from the group's largest to its smallest ``|w|`` above 0, or over
   the best of :data:`SPANS` of that way down: the least (weighted) squared error, as small weights

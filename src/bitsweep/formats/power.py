@@ -8,7 +8,7 @@ it; ``a = 1`` is the uniform grid. With the largest ``|w|`` of a group as its sc
                                                                                 of the sign
 Conventions of ours: both ends of the range are values, 0 is one, and all codes are used (PowerQuant
 leaves one out); a weight goes to the value nearest to *it* (PowerQuant rounds the power). As there,
-``a`` minimises the squared error of the tensor, by rounding to nearest; it is stored as one float32.
+``a`` minimises the squared error of the tensor, by rounding to nearest; one float32 is stored.
 The error is smooth in ``a``, so two grids, coarse and fine, stand in for Nelder & Mead's search.
 """
 
