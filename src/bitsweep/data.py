@@ -220,12 +220,16 @@ class Reference:
 
     Measured once for a checkpoint, tokenizer, protocol, compute dtype and kind of device, whichever
     point needs them first; every point is compared with these.
+
+    ``unrounded`` is the full-precision model as the point's transforms left it, just before it was
+    quantized: what probes of the rounding itself compare with.
     """
 
     def __init__(self, model: Model, data: Data, artifacts: Artifacts) -> None:
         self.model = model
         self.data = data
         self.artifacts = artifacts
+        self.unrounded = model
         self._left: dict[str, tuple[Model, Any]] = {}
 
     def get(self, protocol: Mapping[str, Any], measure: Callable[[Model], T]) -> T:

@@ -93,6 +93,7 @@ def run(
     calibration = Calibration(source, point.calibration, artifacts)
     with stage("transform"):
         model, calibration = transformed(point, source.copy(), calibration)
+        reference.unrounded = calibration.model
     with stage("quantize"):
         model = point.method(model, plan, calibration)
         kv.install(model, plan)
