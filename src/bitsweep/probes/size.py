@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,7 +24,7 @@ from bitsweep.data import Data, Reference
 from bitsweep.linear import QuantEmbedding, QuantLinear
 from bitsweep.models import ModelSource, files
 from bitsweep.record import Delta, Kind, Measurement, Metric
-from bitsweep.tensor import QuantTensor
+from bitsweep.tensor import QuantTensor, mask_bytes
 
 if TYPE_CHECKING:
     from bitsweep.models import Model
@@ -39,9 +40,11 @@ class Size:
 
     - ``file_mib``: all stored tensors. An untouched one counts at the narrower of the checkpoint's
       dtype and the compute dtype, which hold it exactly: computing a 16-bit checkpoint in float32
-      does not inflate it, and rounding a float32 one to bfloat16 halves it.
-    - ``bits_per_weight``: bytes of the quantized layers over their weights, all overhead in; of
-      the layers that could be quantized where none is.
+      does not inflate it, and rounding a float32 one to bfloat16 halves it. A pruned one counts
+      as its mask and the weights that are left, where that is less than all of them.
+    - ``bits_per_weight``: bytes of the quantized layers over their weights, all overhead (masks,
+      corrections of low rank) in, pruned weights counted as weights; of the layers that could be
+      quantized where none is. Factors of low rank are layers of their own.
     - ``resident_mib``: the same tensors as a packed engine holds them at work, the untouched ones
       in the compute dtype, with the buffers. Activations and KV cache are not in it.
     """
@@ -80,21 +83,25 @@ def measure(model: Model, stored: int) -> dict[str, float]:
     """The three sizes of ``model``; ``stored`` bytes has one number of the checkpoint."""
     quantized = quant_tensors(model.module)
     packed = sum(sum(tensor.nbytes().values()) for tensor in quantized)
+    masks = _pruned(model)
     untouched = list(model.module.parameters())  # a tied parameter comes once
     buffers = list(model.module.buffers())
     if quantized:
-        weights = sum(tensor.codes.numel() for tensor in quantized)
-        bits = 8 * packed / weights
+        weights = sum(tensor.shape.numel() for tensor in quantized)
+        added = sum(_bytes(tensor, stored, masks) for tensor in corrections(model.module))
+        bits = 8 * (packed + added) / weights
     else:
-        layers = {id(weight): weight for weight in map(model.weight, model.layers)}
-        sizes = [(tensor.numel(), _width(tensor, stored)) for tensor in layers.values()]
-        bits = 8 * sum(count * width for count, width in sizes) / sum(count for count, _ in sizes)
-    kept = sum(tensor.numel() * _width(tensor, stored) for tensor in untouched)
+        weight = [model.get(name).get_parameter("weight") for name in model.layers]
+        layers = list({id(tensor): tensor for tensor in weight}.values())  # a tied one once
+        sizes = [_bytes(tensor, stored, masks) for tensor in layers]
+        bits = 8 * sum(sizes) / sum(tensor.numel() for tensor in layers)
+    kept = sum(_bytes(tensor, stored, masks) for tensor in untouched)
     ranges = sum(quantizer.nbytes() for quantizer in input_quantizers(model.module))
+    resident = sum(_bytes(tensor, tensor.element_size(), masks) for tensor in untouched)
     return {
         "file_mib": (packed + kept + ranges) / MIB,
         "bits_per_weight": bits,
-        "resident_mib": (packed + sum(tensor.nbytes for tensor in [*untouched, *buffers])) / MIB,
+        "resident_mib": (packed + resident + sum(tensor.nbytes for tensor in buffers)) / MIB,
     }
 
 
@@ -103,13 +110,40 @@ def parts(model: Model, stored: int) -> dict[str, int]:
     found: Counter[str] = Counter()
     for tensor in quant_tensors(model.module):
         found.update(tensor.nbytes())
-    found["untouched"] = sum(
-        parameter.numel() * _width(parameter, stored) for parameter in model.module.parameters()
-    )
+    masks = _pruned(model)
+    found["untouched"] = sum(_bytes(tensor, stored, masks) for tensor in model.module.parameters())
+    added = sum(_bytes(tensor, stored, masks) for tensor in corrections(model.module))
+    if added:
+        found["untouched"] -= added
+        found["correction"] = added
     ranges = sum(quantizer.nbytes() for quantizer in input_quantizers(model.module))
     if ranges:
         found["input_ranges"] = ranges
     return dict(found)
+
+
+def corrections(module: nn.Module) -> list[nn.Parameter]:
+    """What is added to the outputs of quantized layers."""
+    added = (child.correction for child in module.modules() if isinstance(child, QuantLinear))
+    return [tensor for correction in added if correction for tensor in correction.parameters()]
+
+
+def _pruned(model: Model) -> dict[int, Tensor]:
+    """Masks of pruned weights that were not quantized, by the id of the parameter."""
+    layers = {name: model.get(name) for name in model.masks}
+    return {
+        id(layer.weight): model.masks[name]
+        for name, layer in layers.items()
+        if not isinstance(layer, QuantLinear)
+    }
+
+
+def _bytes(tensor: Tensor, stored: int, masks: Mapping[int, Tensor]) -> int:
+    """Bytes of a full-precision tensor; a pruned one's mask and rest, where that is less."""
+    width = _width(tensor, stored)
+    dense = tensor.numel() * width
+    mask = masks.get(id(tensor))
+    return dense if mask is None else min(dense, mask_bytes(mask) + int(mask.sum()) * width)
 
 
 def input_quantizers(module: nn.Module) -> list[InputQuantizer]:
