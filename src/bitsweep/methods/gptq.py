@@ -4,12 +4,18 @@ Minimises ``tr((W - Q) H (W - Q)^T)``, the squared error of the layer's output o
 with ``H = X^T X``. Columns are rounded in order; with ``U`` the upper Cholesky factor of the
 inverse, ``H^-1 = U^T U``, the error ``e = (w_j - q_j) / U_jj`` of column j moves every later column
 k by ``-e U_jk`` (Algorithm 1). Updates beyond a block of columns wait and are applied together.
+
+Where a code stands for d columns P (GPTVQ, van Baalen et al., 2024), ``e = (w_P - q_P) U_PP^-1``
+does the same for all of them, and ``|e|^2`` is what the choice adds to the objective: the entry
+that makes it least is taken. A pruned weight has ``q = 0``, as in SparseGPT (Frantar & Alistarh,
+2023): later columns make up for it.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,17 +23,21 @@ import torch
 from torch import Tensor
 
 from bitsweep import formats
-from bitsweep.calibration import Block, Calibration, Hessian
+from bitsweep.calibration import Calibration, Hessian
 from bitsweep.errors import UserError
-from bitsweep.formats import Family
-from bitsweep.methods import finite_weight, place, replace_layers, tied_embedding
+from bitsweep.formats import Family, Params
+from bitsweep.formats.codebook import nearest
+from bitsweep.formats.int import Int
+from bitsweep.methods import finite_weight, place
+from bitsweep.methods._inputs import Inputs
 from bitsweep.models import Model
-from bitsweep.spec import Plan, QuantSpec
+from bitsweep.spec import PER_TENSOR, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
 
 log = logging.getLogger(__name__)
 
-PREFIXES = ("quantized", "full_precision")
+Rounding = Callable[[Tensor, Tensor], Tensor]
+"""``(column (out,), codes (out,) to write) -> what the codes stand for``."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +57,11 @@ class GPTQ:
     Where implementations differ: a column whose input is always zero is rounded to nearest (the
     authors' code sets it to zero, which another text would feel). Groups smaller than a block are
     fitted to weights with all earlier updates (the authors' code misses those of the running
-    block). An embedding has no H to speak of, since its input is one-hot (H is diagonal, and
-    rounding to nearest is the optimum): it is rounded, and so is a head tied to it.
+    block). Formats that fit by error (codebooks) weight it with H's damped diagonal. Vectors keep
+    together and act in order of their summed energy; their codebooks are always static, and are
+    not tuned afterwards (GPTVQ's code does, by gradients). An embedding has no H to speak of, since
+    its input is one-hot (H is diagonal, and rounding to nearest is the optimum): it is rounded,
+    and so is a head tied to it.
     """
 
     damping: float = 0.01
@@ -63,10 +76,7 @@ class GPTQ:
     calibrated: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.prefix not in PREFIXES:
-            raise UserError(f"method.prefix={self.prefix}: use {' or '.join(PREFIXES)}")
-        if self.true_sequential and self.prefix != "quantized":
-            raise UserError("method.true_sequential=true: needs method.prefix=quantized")
+        Inputs(self.prefix, self.true_sequential).check()
         if self.damping <= 0 or self.block_size < 1:
             raise UserError("method.damping, block_size: above 0, at least 1")
 
@@ -77,75 +87,133 @@ class GPTQ:
         return spec
 
     def __call__(self, model: Model, plan: Plan, calibration: Calibration) -> Model:
-        rounded = [name for name in plan.layers if _is_rounded(model, name)]
-        replace_layers(model, plan, rounded, QuantTensor.quantize)
-        last = len(model.blocks)
-        blocks: dict[int, list[str]] = {}
-        for name in plan.layers:
-            if name not in rounded:
-                place = model.layers[name].block
-                blocks.setdefault(last if place is None else place, []).append(name)
-        if self.prefix == "full_precision":
-            for index, names in sorted(blocks.items()):
-                hessians = _by_layer(calibration.full_precision(index, Hessian))
-                self._quantize(model, plan, index, names, hessians)
-        elif blocks:
-            for block in calibration.blocks(model):
-                self._walk(model, plan, block, blocks.get(block.index, []))
-                if block.index == max(blocks):
-                    break
+        inputs = Inputs(self.prefix, self.true_sequential)
+        for names, hessian in inputs.of(model, plan, calibration, Hessian):
+            weights = {name: finite_weight(model, name) for name in names}
+            if hessian is None:
+                log.warning(
+                    "%s: the calibration text never reaches it; rounded to nearest",
+                    ", ".join(names),
+                )
+                for name, weight in weights.items():
+                    place(model, name, QuantTensor.quantize(weight, plan.layers[name].weight))
+                continue
+            for spec in dict.fromkeys(plan.layers[name].weight for name in names):
+                alike = [name for name in names if plan.layers[name].weight == spec]
+                quants = self.quantize_together(
+                    [weights[name].to(model.device) for name in alike],
+                    hessian.to(model.device),
+                    spec,
+                    ", ".join(alike),
+                    [model.masks.get(name) for name in alike],
+                )
+                for name, quant in zip(alike, quants, strict=True):
+                    place(model, name, quant.to(weights[name].device))
         model.plan = plan
         return model
 
-    def _walk(self, model: Model, plan: Plan, block: Block, names: list[str]) -> None:
-        """Quantize the planned layers of a block with what the model as it stands feeds them."""
-        stages = [names]
-        if self.true_sequential and block.index < len(model.blocks):
-            order = model.sequential(block.index)
-            stages = [[name for name in stage if name in names] for stage in order]
-        for stage in filter(None, stages):
-            shared = block.observe(stage, Hessian)
-            values = {id(hessian): hessian.value() for hessian in shared.values()}
-            hessians = {name: values[id(hessian)] for name, hessian in shared.items()}
-            self._quantize(model, plan, block.index, stage, hessians)
+    def quantize(
+        self,
+        weight: Tensor,
+        hessian: Tensor,
+        spec: QuantSpec,
+        name: str = "",
+        mask: Tensor | None = None,
+    ) -> QuantTensor:
+        """``weight`` ``(out, in)`` float32 quantized under ``hessian`` ``(in, in)`` float32.
 
-    def _quantize(
-        self, model: Model, plan: Plan, index: int, names: list[str], hessians: dict[str, Tensor]
-    ) -> None:
-        for name in names:
-            weight, spec = finite_weight(model, name), plan.layers[name].weight
-            if name in hessians:
-                hessian = hessians[name].to(model.device)
-                quant = self.quantize(weight.to(model.device), hessian, spec, name)
-            else:
-                log.warning("%s: the calibration text never reaches it; rounded to nearest", name)
-                quant = QuantTensor.quantize(weight, spec)
-            place(model, name, quant.to(weight.device))
+        Where ``mask`` bool ``(out, in)`` is False the weight is pruned: 0 before and after.
+        """
+        return self.quantize_together([weight], hessian, spec, name, [mask])[0]
 
     @torch.no_grad()
-    def quantize(
-        self, weight: Tensor, hessian: Tensor, spec: QuantSpec, name: str = ""
-    ) -> QuantTensor:
-        """``weight`` ``(out, in)`` float32 quantized under ``hessian`` ``(in, in)`` float32."""
-        in_features = weight.shape[1]
-        diagonal = hessian.diagonal()
-        order = torch.arange(in_features, device=weight.device)
+    def quantize_together(
+        self,
+        weights: list[Tensor],
+        hessian: Tensor,
+        spec: QuantSpec,
+        name: str,
+        masks: list[Tensor | None],
+    ) -> list[QuantTensor]:
+        """Weights that read the same inputs: rows do not feel each other, so they are stacked.
+
+        Unless the whole of a weight shares parameters: then one after the other.
+        """
+        family = formats.get(spec.format)
+        vector = family.vector(spec)
+        order = torch.arange(len(hessian), device=hessian.device)
         if self.act_order:
-            order = torch.argsort(diagonal, descending=True, stable=True)
+            energy = hessian.diagonal().view(-1, vector).sum(1)
+            first = torch.argsort(energy, descending=True, stable=True).unsqueeze(1) * vector
+            order = (first + order[:vector]).view(-1)
         factor = inverse_factor(hessian[order][:, order], self.damping, name)
-        grid = _Grid(weight, order, spec, static=self.static_groups)
-        codes = _columns(weight[:, order].T.contiguous(), factor, grid, self.block_size)
-        natural = torch.empty_like(codes).index_copy_(0, order, codes).T.contiguous()
-        moved = self.act_order and not grid.static and spec.group_size > 0
+        importance = hessian.diagonal() + self.damping * hessian.diagonal().mean()
+        apart = spec.group_size == PER_TENSOR or bool(family.shared(weights[0], spec))
+        each = [[i] for i in range(len(weights))] if apart else [list(range(len(weights)))]
+        found: list[QuantTensor] = []
+        for stack in each:
+            rows = [len(weights[i]) for i in stack]
+            pruned = any(masks[i] is not None for i in stack)
+            kept = [_kept(weights[i], masks[i]) for i in stack]
+            quant = self._stacked(
+                torch.cat([weights[i] for i in stack]),
+                torch.cat(kept) if pruned else None,
+                order,
+                factor,
+                importance,
+                spec,
+            )
+            found += [
+                part.masked(masks[i]) for i, part in zip(stack, _rows(quant, rows), strict=True)
+            ]
+        return found
+
+    def _stacked(
+        self,
+        weight: Tensor,
+        mask: Tensor | None,
+        order: Tensor,
+        factor: Tensor,
+        importance: Tensor,
+        spec: QuantSpec,
+    ) -> QuantTensor:
+        family = formats.get(spec.format)
+        vector = family.vector(spec)
+        if mask is not None:
+            weight = weight * mask
+        grid = _Grid(weight, mask, order, importance, spec, self.static_groups)
+        columns = weight[:, order].T.contiguous()
+        kept = None if mask is None else mask[:, order].T.contiguous()
+        if vector == 1:
+            codes = _columns(columns, kept, factor, grid, self.block_size)
+        else:
+            codes = _vectors(columns, kept, factor, grid, self.block_size, vector)
+        places = order.view(-1, vector)[:, 0] // vector
+        natural = torch.empty_like(codes).index_copy_(0, places, codes).T.contiguous()
+        moved = self.act_order and not grid.static
         return QuantTensor(natural, grid.params(), spec, order if moved else None)
 
 
-def _is_rounded(model: Model, name: str) -> bool:
-    return model.layers[name].kind == "embedding" or tied_embedding(model, name) is not None
+def _kept(weight: Tensor, mask: Tensor | None) -> Tensor:
+    every = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+    return every if mask is None else mask.to(weight.device)
 
 
-def _by_layer(shared: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for names, value in shared.items() for name in names.split(",")}
+def _rows(quant: QuantTensor, counts: list[int]) -> list[QuantTensor]:
+    """``quant`` cut into tensors of so many rows each."""
+    if len(counts) == 1:
+        return [quant]
+    codes = quant.codes.split(counts)
+    params = {name: value.split(counts) for name, value in quant.params.items()}
+    return [
+        QuantTensor(
+            part.contiguous(),
+            {n: v[i].contiguous() for n, v in params.items()},
+            quant.spec,
+            quant.permutation,
+        )
+        for i, part in enumerate(codes)
+    ]
 
 
 def inverse_factor(hessian: Tensor, damping: float, name: str = "") -> Tensor:
@@ -176,68 +244,153 @@ class _Grid:
     """Each column's parameters, in the order in which GPTQ meets the columns.
 
     ``static``: fitted at once to the original ``weight``. So is a grid per tensor or per channel,
-    which covers the row before any of it has moved.
+    which covers the row before any of it has moved, and so are vectors', whose order stays.
     """
 
-    def __init__(self, weight: Tensor, order: Tensor, spec: QuantSpec, static: bool) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        mask: Tensor | None,
+        order: Tensor,
+        importance: Tensor,
+        spec: QuantSpec,
+        static: bool,
+    ) -> None:
         self.family: Family = formats.get(spec.format)
         self.spec = spec
         self.group_size = spec.group_size if spec.group_size > 0 else weight.shape[1]
-        self.static = static or spec.group_size <= 0
+        self.static = static or spec.group_size <= 0 or self.family.vector(spec) > 1
+        self._shared = self.family.shared(weight, spec)
+        self._importance = importance[order]
+        self._mask = None if mask is None else mask[:, order]
         self._fitted: list[dict[str, Tensor]] = []
+        self._roundings: list[Rounding] = []
         places = torch.arange(weight.shape[1], device=weight.device)
         if self.static:
-            parts = formats.split(weight, spec)
-            whole = formats.join_params([self.family.fit(part, spec) for part in parts])
-            self._fitted = [
-                {name: value[:, k : k + 1] for name, value in whole.items()}
-                for k in range(whole["scale"].shape[1])
-            ]
+            weights = importance.unsqueeze(0) if mask is None else importance * mask
+            whole = formats.fit(weight, spec, weights)
+            count = spec.groups(weight.shape[1])
+            for k in range(count):
+                self._add({n: v[:, k : k + 1] for n, v in whole.items() if n not in self._shared})
             places = order
         else:
             formats.split(weight, spec)  # raises for a group that does not fit
         self.group = torch.div(places, self.group_size, rounding_mode="floor").tolist()
-        self._float: list[dict[str, Tensor]] = [_floats(params) for params in self._fitted]
 
     def begins(self, column: int) -> bool:
         """Whether a grid is to be fitted at this column."""
         return not self.static and column % self.group_size == 0
 
-    def fit(self, columns: Tensor) -> None:
+    def fit(self, columns: Tensor, start: int) -> None:
         """The next group's parameters from its weights ``(g, out)`` as they stand now."""
-        params = self.family.fit(columns.T.unsqueeze(1).contiguous(), self.spec)
-        self._fitted.append(params)
-        self._float.append(_floats(params))
+        stop = start + len(columns)
+        groups, importance = columns.T.unsqueeze(1).contiguous(), self._importance[start:stop]
+        if self._mask is not None:
+            kept = self._mask[:, start:stop].unsqueeze(1)
+            groups, importance = groups * kept, importance * kept
+        self._add(self.family.fit(groups, self.spec, self._shared, importance))
 
-    def round(self, column: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        """Codes ``(out,)`` uint8 of column ``index`` and what they stand for."""
-        params, groups = self._float[self.group[index]], column.view(-1, 1, 1)
-        codes = self.family.quantize(groups, params, self.spec)
-        return codes.view(-1), self.family.dequantize(codes, params, self.spec).view(-1)
+    def _add(self, params: dict[str, Tensor]) -> None:
+        self._fitted.append(params)
+        values = {name: value.float() for name, value in (params | self._shared).items()}
+        make = _uniform if isinstance(self.family, Int) else _general
+        self._roundings.append(make(self.family, values, self.spec))
+
+    def rounding(self, column: int) -> Rounding:
+        return self._roundings[self.group[column]]
+
+    def codebook(self, column: int) -> Tensor:
+        """Entries ``(rows or 1, count, vector)`` of the vector that begins at ``column``."""
+        return self._fitted[self.group[column]]["codebook"].float().squeeze(1)
 
     def params(self) -> dict[str, Tensor]:
-        return formats.join_params(self._fitted)
+        return formats.join_params(self._fitted) | self._shared
 
 
-def _floats(params: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.float() for name, value in params.items()}
+def _general(family: Family, params: Params, spec: QuantSpec) -> Rounding:
+    def rounding(column: Tensor, codes: Tensor) -> Tensor:
+        found = family.quantize(column.view(-1, 1, 1), params, spec)
+        codes.copy_(found.view(-1))
+        return family.dequantize(found, params, spec).view(-1)
+
+    return rounding
 
 
-def _columns(weight: Tensor, factor: Tensor, grid: _Grid, block_size: int) -> Tensor:
+def _uniform(family: Family, params: Params, spec: QuantSpec) -> Rounding:
+    """The operations of :class:`Int`, each in place: they are most of GPTQ's loop."""
+    half = 2.0 ** (int(spec.bits) - 1)
+    scale = params["scale"].reshape(-1)
+    zero = params["zero"].reshape(-1) if "zero" in params else None
+    offset = None if zero is None else zero - half
+
+    def rounding(column: Tensor, codes: Tensor) -> Tensor:
+        values = column / scale
+        if offset is not None:
+            values += offset
+        values.round_().clamp_(-half, half - 1).add_(half)
+        codes.copy_(values)
+        values -= half if zero is None else zero
+        return values.mul_(scale)
+
+    return rounding
+
+
+def _columns(
+    weight: Tensor, mask: Tensor | None, factor: Tensor, grid: _Grid, block_size: int
+) -> Tensor:
     """Algorithm 1 over ``weight`` ``(in, out)``, transposed so that a column is contiguous.
 
     Returns codes uint8 ``(in, out)``; ``weight`` is overwritten.
     """
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     errors = torch.empty(block_size, weight.shape[1], device=weight.device)
+    columns, code, diagonal = weight.unbind(), codes.unbind(), factor.diagonal().tolist()
     for start, stop in _blocks(weight.shape[0], grid, block_size):
         for j in range(start, stop):
             if grid.begins(j):
-                grid.fit(weight[j : j + grid.group_size])
-            codes[j], rounded = grid.round(weight[j], j)
+                grid.fit(weight[j : j + grid.group_size], j)
+            rounded = grid.rounding(j)(columns[j], code[j])
+            if mask is not None:
+                rounded = rounded * mask[j]
             error = errors[j - start]
-            torch.sub(weight[j], rounded, out=error).div_(factor[j, j])
+            torch.sub(columns[j], rounded, out=error).div_(diagonal[j])
             weight[j + 1 : stop].addr_(factor[j, j + 1 : stop], error, alpha=-1)
+        waiting = errors[: stop - start]
+        weight[stop:].addmm_(factor[start:stop, stop:].T, waiting, alpha=-1)
+    return codes
+
+
+def _vectors(
+    weight: Tensor, mask: Tensor | None, factor: Tensor, grid: _Grid, block_size: int, vector: int
+) -> Tensor:
+    """The same with codes ``(in / vector, out)`` of ``vector`` columns each."""
+    count, rows = weight.shape[0] // vector, weight.shape[1]
+    codes = torch.empty(count, rows, dtype=torch.uint8, device=weight.device)
+    step = max(1, block_size // vector) * vector
+    errors = torch.empty(step, rows, device=weight.device)
+    for start in range(0, len(weight), step):
+        stop = min(start + step, len(weight))
+        for j in range(start, stop, vector):
+            own = slice(j, j + vector)
+            triangle = factor[own, own]
+            entries = grid.codebook(j)
+            if mask is not None:
+                entries = entries * mask[own].T.unsqueeze(1)
+            wanted, entries = (
+                torch.linalg.solve_triangular(triangle, one, upper=True, left=False)
+                for one in (weight[own].T, entries)
+            )
+            if len(entries) == 1:  # one codebook for all rows
+                places = nearest(wanted.unsqueeze(0), entries).view(-1)
+                chosen = entries[0][places]
+            else:
+                places = nearest(wanted.unsqueeze(1), entries)
+                chosen = entries.gather(1, places.unsqueeze(2).expand(-1, 1, vector)).squeeze(1)
+                places = places.view(-1)
+            codes[j // vector] = places
+            error = errors[j - start : j - start + vector]
+            torch.sub(wanted.T, chosen.T, out=error)
+            weight[own.stop : stop].addmm_(factor[own, own.stop : stop].T, error, alpha=-1)
         waiting = errors[: stop - start]
         weight[stop:].addmm_(factor[start:stop, stop:].T, waiting, alpha=-1)
     return codes
