@@ -158,7 +158,7 @@ def _hqq(case: Row, weights: dict[str, Tensor], theirs: dict[str, Tensor]) -> Ro
     """Mean absolute error, the measure by which both keep the best zero: ours over theirs."""
     from bitsweep.methods.hqq import HQQ
 
-    spec = QuantSpec(case["bits"], case["group_size"], scale_dtype="float32", zero="real")
+    spec = QuantSpec(case["bits"], case["group_size"], zero="real")
     ours, other, different, count = 0.0, 0.0, 0, 0
     for name, weight in weights.items():
         mine = HQQ().quantize(weight, spec).dequantize()
@@ -235,11 +235,12 @@ def ours(inputs: Inputs, case: Row) -> tuple[Model, float]:
 
 
 ROUNDING = {"bits": "bits", "group_size": "group_size", "symmetric": "symmetric"}
+FULL = "method=full_precision"
 OVERRIDES = {
     "awq": ["method=awq"],
     "auto_round": ["method=auto_round"],
-    "smooth": ["transforms=[smooth]", "method=full_precision"],
-    "wanda": ["transforms=[prune]", "transforms.prune.score=wanda", "method=full_precision"],
+    "smooth": ["transforms=[smooth]", FULL],
+    "wanda": ["transforms=[prune]", "transforms.prune.score=wanda", FULL],
     "sparsegpt": [
         "transforms=[prune]",
         "transforms.prune.score=sparsegpt",

@@ -3,9 +3,9 @@
 Runs inside the peer's own environment, so it knows torch and safetensors and nothing of bitsweep.
 
 In (``WORK/in``): ``settings.json`` (the model's folder, the cases, the grids),
-``calibration.safetensors`` (``tokens``, ``tokens1`` ... int64 ``(windows, window)``), ``layers.safetensors``
-(``<layer>/weight`` float32 ``(out, in)`` and ``<layer>/hessian`` float32 ``(in, in)``) and
-``weights.safetensors`` (float32 ``(out, in)`` by name, for rounding to nearest).
+``calibration.safetensors`` (``tokens``, ``tokens1`` ... int64 ``(windows, window)``),
+``layers.safetensors`` (``<layer>/weight`` float32 ``(out, in)`` and ``<layer>/hessian`` float32
+``(in, in)``) and ``weights.safetensors`` (float32 ``(out, in)`` by name, for rounding to nearest).
 Out (``WORK/<peer>``): whatever tensors the script saves, and ``report.json``.
 """
 

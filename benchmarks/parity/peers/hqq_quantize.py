@@ -1,4 +1,4 @@
-"""HQQ's authors' code on our weights: codes, scales and zeros of each layer."""
+"""HQQ's authors' code on our weights, scales and zeros in float16, as it ships."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main() -> None:
                     axis=1,
                     round_zero=False,
                     bitpack=False,
-                    compute_dtype=torch.float32,
+                    compute_dtype=torch.float16,
                     device="cpu",
                 )
                 restored = (codes.float() - meta["zero"].float()) * meta["scale"].float()

@@ -23,6 +23,7 @@ from torch import nn
 
 from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
+from bitsweep.formats.float import LAYOUTS
 from bitsweep.library import convert_layers, linear_only, wants_inputs
 from bitsweep.models import Layer, Model
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, InputSpec, LayerSpec, Plan, QuantSpec
@@ -135,6 +136,7 @@ def convert(linear: nn.Linear, spec: LayerSpec) -> tuple[nn.Module, QuantTensor,
     params = {"scale": scale}
     if spec.weight.format in FLOATS:
         codes = tensor.qdata.view(torch.uint8)
+        params["scale"] = scale * 2.0 ** LAYOUTS[spec.weight.format].emax  # as our format stores it
     else:
         half = 2 ** (int(spec.weight.bits) - 1)
         codes = (tensor.qdata.int() + half).to(torch.uint8)
