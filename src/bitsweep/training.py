@@ -143,7 +143,7 @@ def train(
             loss = _loss(logits, tokens, calibration.model, schedule.distill)
         if not bool(torch.isfinite(loss)):
             raise UserError(
-                f"{schedule.key}.lr={schedule.lr:g}: the loss is {float(loss)} in step {step}; "
+                f"{schedule.key}.lr={schedule.lr:g}: the loss is {loss.item()} in step {step}; "
                 f"try {schedule.key}.lr={schedule.lr / 10:g}"
             )
         optimizer.zero_grad()

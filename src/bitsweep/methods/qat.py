@@ -33,7 +33,7 @@ from torch import Tensor
 from bitsweep import activations, axes, formats, kv
 from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
-from bitsweep.formats.int import store_scale
+from bitsweep.formats.int import SMALLEST
 from bitsweep.methods import Method, Particular, finite_weight, place, seeded
 from bitsweep.models import Model
 from bitsweep.spec import Plan, QuantSpec
@@ -157,8 +157,9 @@ class Latent:
         params = {name: value.float() for name, value in self._start.params.items()}
         if self._growth is not None:
             scale = params["scale"] * self._growth.value.exp()
-            stored = store_scale(scale.detach(), self._start.spec).float()
-            params["scale"] = passed_through(stored, scale)
+            least = SMALLEST[self._start.spec.scale_dtype]
+            stored = scale.detach().clamp(min=least).to(self._start.params["scale"].dtype)
+            params["scale"] = passed_through(stored.float(), scale)
         return params
 
     def value(self) -> Tensor:
