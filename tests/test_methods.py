@@ -29,6 +29,7 @@ from bitsweep.models import Model
 from bitsweep.policies import Policy, Rule
 from bitsweep.spec import PER_CHANNEL, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
+from bitsweep.transforms.prune import Prune
 
 FOLDERS = [Path(__file__).parents[1] / "conf", *conftest.own_folders()]
 FILES = sorted(file for folder in FOLDERS for file in (folder / "method").glob("*.yaml"))
@@ -279,3 +280,22 @@ def test_a_broken_checkpoint_is_named(
     broken.weight("model.layers.1.mlp.up_proj")[3, 5] = math.nan
     with pytest.raises(UserError, match=r"model.path=.*: model.layers.1.mlp.up_proj has weights"):
         quantize(method, broken, spec)
+
+
+@every_one_of_ours
+def test_what_was_pruned_stays_pruned_and_takes_no_codes(
+    method: Method, model: Model, spec: CalibrationSpec
+) -> None:
+    calibration = Calibration(model, spec, Artifacts(None))
+    pruned = Prune(score="magnitude", sparsity=0.5)(model.copy(), calibration)
+    result = quantize_or_cast(method, pruned, spec)
+    assert set(result.masks) == {n for n, layer in model.layers.items() if layer.block is not None}
+    for name, mask in result.masks.items():
+        assert int(mask.sum()) == mask.numel() // 2
+        assert not result.weight(name)[~mask].any()
+        assert result.weight(name)[mask].any()
+    if result.plan is not None and result.plan.layers:
+        whole = quantize(method, model, spec)
+        for name in result.masks:
+            sizes = [sum(codes(m, name).nbytes().values()) for m in (result, whole)]
+            assert sizes[0] < sizes[1]
