@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -53,9 +54,10 @@ SMALLEST = torch.finfo(torch.float32).tiny
 class InputQuantizer(nn.Module):
     """``x`` ``(..., in)`` to what its codes stand for, in ``x``'s dtype.
 
-    ``params`` are the static ones: ``(1, 1)`` per tensor, ``(in, 1)`` per channel; none when
-    dynamic. A token with a NaN or an infinity is left as it is, for the loss to tell. Gradients
-    pass straight through (Bengio et al. 2013, arXiv 1308.3432).
+    ``params`` are the static ones: ``(1, 1)`` per tensor, ``(in, 1)`` per channel, and per token
+    what the format has of the whole tensor; none when dynamic. A token with a NaN or an infinity
+    is left as it is, for the loss to tell. Gradients pass straight through (Bengio et al. 2013,
+    arXiv 1308.3432).
     """
 
     def __init__(self, spec: InputSpec, params: Mapping[str, Tensor] | None = None) -> None:
@@ -84,8 +86,9 @@ class InputQuantizer(nn.Module):
             self.spent.add(self.spec.bits * len(rows), len(rows), rows.shape[1])
         if self.spec.per == "channel":
             return restored(rows.T, quant, self.params).T
-        matrix = rows.reshape(1, -1) if self.spec.per == "tensor" else rows
-        return restored(matrix, quant, self.params or None).view(rows.shape)
+        if self.spec.per == "tensor":
+            return restored(rows.reshape(1, -1), quant, self.params).view(rows.shape)
+        return restored(rows, quant, self.params)
 
     def nbytes(self) -> int:
         """Stored bytes of the static parameters; 0 when dynamic."""
@@ -145,16 +148,23 @@ def quantized_rows(x: Tensor, restore: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def restored(
-    matrix: Tensor, quant: QuantSpec, params: Mapping[str, Tensor] | None = None
+    matrix: Tensor, quant: QuantSpec, params: Mapping[str, Tensor] = MappingProxyType({})
 ) -> Tensor:
-    """What the codes of ``matrix`` ``(rows, n)`` float32 stand for; params fitted unless given."""
+    """What the codes of ``matrix`` ``(rows, n)`` float32 stand for.
+
+    ``params`` are all of them, or those of the whole tensor (:meth:`Family.shared`), or none: the
+    others are fitted to ``matrix``.
+    """
     family = formats.get(quant.format)
-    if params is None:
-        params = formats.fit(matrix, quant)
     parts = formats.split(matrix, quant)
+    if family.params_bits(quant).keys() <= params.keys():
+        each = formats.split_params(params, parts)
+    else:
+        shared = params or family.shared(matrix, quant)
+        each = [family.fit(part, quant, shared) | dict(shared) for part in parts]
     values = [
         family.dequantize(family.quantize(part, own, quant), own, quant)
-        for part, own in zip(parts, formats.split_params(params, parts), strict=True)
+        for part, own in zip(parts, each, strict=True)
     ]
     return formats.join(values, matrix.shape)
 
@@ -215,7 +225,11 @@ def static_params(sample: Sample, spec: InputSpec) -> dict[str, Tensor]:
     magnitudes (TensorRT takes magnitudes always). ``mse``: the share of the min-max range,
     both ends by one factor of :data:`FACTORS`, with the least squared error of the sample.
     A format fitted to more than a range (``binary``'s mean) is fitted to the sample cut to it.
+    Per token, what the format has of the whole tensor (``nvfp4``'s scale of scales).
     """
+    if spec.per == "token":
+        whole = torch.cat([sample.value(), sample.low.unsqueeze(0), sample.high.unsqueeze(0)])
+        return formats.get(spec.quant.format).shared(whole, spec.quant)
     rows, low, high = sample.value(), sample.low.unsqueeze(1), sample.high.unsqueeze(1)
     if spec.per == "tensor":
         low, high = low.amin(0, keepdim=True), high.amax(0, keepdim=True)
@@ -275,7 +289,7 @@ def _skip(spec: InputSpec, name: str, in_features: int) -> str | None:
     quant, static = spec.quant, spec.range != "dynamic"
     if spec.adaptive and (static or spec.per != "token"):
         return "input.adaptive: a token that chooses its width has input.per=token range=dynamic"
-    if spec.per == "token" and static:
+    if spec.per == "token" and static and (spec.range != "minmax" or not shares(quant)):
         return (
             f"input.range={spec.range}: a token's range shows when it comes; "
             "use input.per=tensor or channel, or input.range=dynamic"
@@ -288,10 +302,7 @@ def _skip(spec: InputSpec, name: str, in_features: int) -> str | None:
     if spec.per != "token" and quant.group_size != PER_CHANNEL:
         return f"input.group_size={quant.group_size}: input.per={spec.per} has no groups; use -1"
     for width in [spec.at(bits).quant for bits in spec.adaptive] or [quant]:
-        family = formats.get(width.format)
-        reason = family.skip(width) or (None if static else per_token(width))
-        if reason is None and family.vector(width) > 1:
-            reason = f"format={width.format}: codes of several numbers at once are for weights"
+        reason = formats.get(width.format).skip(width) or _unfit(width, spec)
         if reason is not None:
             return f"input.{reason}"
     if not quant.fits(in_features):
@@ -302,16 +313,32 @@ def _skip(spec: InputSpec, name: str, in_features: int) -> str | None:
     return None
 
 
-def per_token(quant: QuantSpec) -> str | None:
-    """Why ``quant`` cannot be fitted to each row of numbers as it comes by, or None."""
-    family = formats.get(quant.format)
-    learned = "codebook" in family.params_bits(quant)
-    if learned or family.shared(torch.linspace(-1, 1, 8).view(1, 8), quant):
-        return (
-            f"format={quant.format}: is fitted to a tensor as a whole, not to one token; "
-            "it needs input.per=tensor and input.range=minmax, percentile or mse"
-        )
+def _unfit(quant: QuantSpec, spec: InputSpec) -> str | None:
+    """Why ``quant``, a format of weights, cannot be fitted as ``spec`` says, or None."""
+    if formats.get(quant.format).vector(quant) > 1:
+        return f"format={quant.format}: codes of several numbers at once are for weights"
+    if spec.range == "dynamic" or spec.per == "token":
+        if learned(quant):
+            return (
+                f"format={quant.format}: learned on calibration text; "
+                "use input.per=tensor input.range=minmax"
+            )
+        if spec.range == "dynamic" and shares(quant):
+            return (
+                f"format={quant.format}: has a parameter of the whole tensor, which calibration "
+                "finds; use input.range=minmax"
+            )
     return None
+
+
+def shares(quant: QuantSpec) -> bool:
+    """Whether numbers of this format have parameters of the whole tensor beside their groups'."""
+    return bool(formats.get(quant.format).shared(torch.linspace(-1, 1, 64).view(1, 64), quant))
+
+
+def learned(quant: QuantSpec) -> bool:
+    """Whether the format is fitted at leisure, by a search that no token can wait for."""
+    return "codebook" in formats.get(quant.format).params_bits(quant)
 
 
 def install(model: Model, plan: Plan, calibration: Calibration) -> None:

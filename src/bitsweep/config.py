@@ -76,13 +76,7 @@ def parse(values: Mapping[str, Any], taken: Mapping[str, str], command: str = ""
         data=data,
         method_name=taken["method"],
         method=method,
-        spec=QuantSpec(
-            bits=_whole(axes["bits"]),
-            group_size=axes["group_size"],
-            symmetric=axes["symmetric"],
-            format=axes["format"],
-            scale_dtype=axes["scale_dtype"],
-        ),
+        spec=_spec(axes),
         policy=_policy(taken["policy"], _mapping("policy", values), plugins),
         calibration=_calibration(taken["calibration"], _mapping("calibration", values), data),
         probes={
@@ -198,6 +192,21 @@ def _mapping(key: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
     return value
 
 
+def _spec(axes: Mapping[str, Any]) -> QuantSpec:
+    """The axes as the format takes them: ``mxfp4`` has its own groups and scales, and says so."""
+    from bitsweep import formats
+
+    return formats.resolve(
+        QuantSpec(
+            bits=_whole(axes["bits"]),
+            group_size=axes["group_size"],
+            symmetric=axes["symmetric"],
+            format=axes["format"],
+            scale_dtype=axes["scale_dtype"],
+        )
+    )
+
+
 def _whole(bits: float) -> float:
     return int(bits) if bits == int(bits) else bits
 
@@ -274,6 +283,8 @@ def _kv(value: Mapping[str, Any]) -> QuantSpec | None:
 
 def _codes(group: str, value: Mapping[str, Any]) -> QuantSpec:
     """The number format of ``input`` or ``kv``."""
+    from bitsweep import formats
+
     spec = build(QuantSpec, group, value)
     choices = axis_choices()
     for key in ("format", "scale_dtype"):
@@ -284,7 +295,7 @@ def _codes(group: str, value: Mapping[str, Any]) -> QuantSpec:
             )
     if not 0 < spec.bits <= FULL_BITS:
         raise UserError(f"{group}.bits={spec.bits:g}: takes a number over 0 and up to {FULL_BITS}")
-    return dataclasses.replace(spec, bits=_whole(spec.bits))
+    return formats.resolve(dataclasses.replace(spec, bits=_whole(spec.bits)))
 
 
 @functools.cache

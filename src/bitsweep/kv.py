@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from bitsweep import formats
-from bitsweep.activations import per_token, quantized_rows, restored
+from bitsweep.activations import learned, quantized_rows, restored, shares
 from bitsweep.models import Model
 from bitsweep.spec import Plan, QuantSpec
 
@@ -59,9 +59,11 @@ def skip(plan: Plan, model: Model) -> str | None:
     spec = plan.kv
     if spec is None:
         return None
-    reason = formats.get(spec.format).skip(spec) or per_token(spec)
+    reason = formats.get(spec.format).skip(spec)
     if reason is not None:
         return f"kv.{reason}"
+    if learned(spec) or shares(spec):
+        return f"kv.format={spec.format}: is fitted to a whole tensor, and a cache grows by tokens"
     for name, attention in attentions(model).items():
         if "ALL_ATTENTION_FUNCTIONS" not in inspect.getsource(type(attention)):
             return (

@@ -134,16 +134,16 @@ class InputSpec:
 
     def __str__(self) -> str:
         """``8``, ``log4``, ``4g64``, ``4~6~8@0.01`` (adaptive), ``8t`` (per tensor, dynamic),
-        ``8t-minmax``, ``8c-p99.9`` (per channel), ``8-sym``."""
+        ``8t-minmax``, ``8c-sym-p99.9`` (per channel), ``8-sym``."""
         widths = "~".join(f"{bits:g}" for bits in self.adaptive) or f"{self.bits:g}"
         limit = f"@{self.threshold:g}" if self.adaptive else ""
         scale = "" if self.quant.scale_dtype == "float32" else f"-{self.quant.scale_dtype}"
-        known = replace(self.quant, scale_dtype="float16")
+        known = replace(self.quant, symmetric=False, scale_dtype="float16")
         name = known.named(widths).removeprefix("w")
         per = {"token": "", "tensor": "t", "channel": "c"}[self.per]
         source = f"p{self.percentile:g}" if self.range == "percentile" else self.range
         tail = "" if self.range == "dynamic" else f"-{source}"
-        return f"{name}{per}{limit}{tail}{scale}"
+        return f"{name}{per}{limit}{'-sym' * self.quant.symmetric}{tail}{scale}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
