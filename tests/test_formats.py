@@ -10,10 +10,11 @@ from torch import Tensor
 
 from bitsweep import formats
 from bitsweep.errors import UserError
+from bitsweep.methods.rtn import quantize_clipped
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, QuantSpec
 from bitsweep.tensor import QuantTensor
 
-WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8)
+WIDTHS = (0.5, 1, 8 / 5, 2, 3, 4, 5, 6, 7, 8)
 GROUPINGS = (PER_TENSOR, PER_CHANNEL, 16, 48)
 
 
@@ -21,16 +22,28 @@ def weights(out_features: int = 24, in_features: int = 96) -> Tensor:
     return 0.1 * torch.randn(out_features, in_features, generator=torch.Generator().manual_seed(0))
 
 
-def possible_specs() -> list[QuantSpec]:
-    """Every family at every width and grouping that it does not refuse."""
+def possible_specs(groupings: tuple[int, ...] = GROUPINGS) -> list[QuantSpec]:
+    """Every format at every width and grouping that it does not refuse, each once."""
     every = [
-        QuantSpec(bits, group_size, symmetric, family)
-        for family in formats.names()
+        formats.resolve(QuantSpec(bits, group_size, symmetric, name))
+        for name in formats.names()
         for bits in WIDTHS
-        for group_size in GROUPINGS
+        for group_size in groupings
         for symmetric in (False, True)
     ]
-    return [spec for spec in every if formats.get(spec.format).skip(spec) is None]
+    return [spec for spec in dict.fromkeys(every) if formats.get(spec.format).skip(spec) is None]
+
+
+SPECS = possible_specs()
+ONE_EACH = possible_specs((16,))
+"""Every format and width, in one grouping."""
+
+every_spec = pytest.mark.parametrize("spec", SPECS, ids=str)
+every_width = pytest.mark.parametrize("spec", ONE_EACH, ids=str)
+
+
+def error(quant: QuantTensor, weight: Tensor) -> float:
+    return float((quant.dequantize() - weight).square().sum())
 
 
 def step(quant: QuantTensor) -> Tensor:
@@ -41,36 +54,101 @@ def step(quant: QuantTensor) -> Tensor:
     return columns.expand(quant.shape)
 
 
-@pytest.mark.parametrize("spec", possible_specs(), ids=str)
+@pytest.mark.parametrize("name", formats.names())
+def test_every_name_is_a_format_at_some_width(name: str) -> None:
+    assert formats.get(name).name == name
+    assert name in {spec.format for spec in SPECS}
+
+
+@every_spec
 def test_packing_keeps_what_the_codes_stand_for(spec: QuantSpec) -> None:
     quant = QuantTensor.quantize(weights(), spec)
     again = QuantTensor.unpack(quant.pack(), spec, (24, 96))
     assert torch.equal(again.dequantize(), quant.dequantize())
 
 
-@pytest.mark.parametrize("spec", possible_specs(), ids=str)
+@every_spec
 def test_rounding_twice_changes_nothing(spec: QuantSpec) -> None:
     quant = QuantTensor.quantize(weights(), spec)
     again = QuantTensor.quantize(quant.dequantize(), spec, quant.params)
     assert torch.equal(again.codes, quant.codes)
 
 
-@pytest.mark.parametrize("spec", possible_specs(), ids=str)
+@every_spec
 def test_zero_weights_stay_exactly_zero(spec: QuantSpec) -> None:
     assert not QuantTensor.quantize(torch.zeros(4, 96), spec).dequantize().any()
+    if formats.get(spec.format).has_zero:
+        pruned = weights()
+        pruned[:, ::3] = 0
+        assert not QuantTensor.quantize(pruned, spec).dequantize()[:, ::3].any()
 
 
-@pytest.mark.parametrize("family", formats.names())
+@every_width
+def test_no_other_code_is_nearer(spec: QuantSpec) -> None:
+    family, weight = formats.get(spec.format), weights()
+    if family.vector(spec) > 1:
+        pytest.skip("a code of several weights is held to this by its own tests")
+    quant = QuantTensor.quantize(weight, spec)
+    least = (quant.dequantize() - weight).abs()
+    for code in range(family.levels(spec)):
+        other = replace(quant, codes=torch.full_like(quant.codes, code)).dequantize()
+        further = (other - weight).abs().nan_to_num(torch.inf)  # some codes are no number
+        assert bool((least <= further + 1e-6 * weight.abs()).all())
+
+
+@every_width
+def test_codes_fill_the_bytes_that_are_counted(spec: QuantSpec) -> None:
+    quant = QuantTensor.quantize(weights(), spec)
+    family, sizes = formats.get(spec.format), quant.nbytes()
+    assert quant.pack()["codes"].numel() == sizes["codes"] == -(-round(24 * 96 * spec.bits) // 8)
+    assert sizes.keys() - {"codes"} == family.params_bits(spec).keys()
+
+
+@every_width
+def test_weights_of_any_size_stay_finite(spec: QuantSpec) -> None:
+    for size in (1e-9, 1e-4, 1e3):
+        weight = size * weights()
+        assert bool(QuantTensor.quantize(weight, spec).dequantize().isfinite().all())
+
+
+@every_width
+def test_clipping_by_squared_error_never_adds_any(spec: QuantSpec) -> None:
+    if "scale" not in formats.get(spec.format).params_bits(spec):
+        pytest.skip("has no range to clip")
+    weight = weights(4)
+    plain, clipped = QuantTensor.quantize(weight, spec), quantize_clipped(weight, spec)
+    assert error(clipped, weight) <= error(plain, weight)
+
+
+@pytest.mark.parametrize("name", formats.names())
 @pytest.mark.parametrize("group_size", GROUPINGS)
-def test_more_bits_less_weight_error(family: str, group_size: int) -> None:
-    specs = [s for s in possible_specs() if (s.format, s.group_size) == (family, group_size)]
+def test_more_bits_less_weight_error(name: str, group_size: int) -> None:
     for symmetric in (False, True):
-        errors = [
-            float((QuantTensor.quantize(weights(), spec).dequantize() - weights()).square().sum())
-            for spec in specs
-            if spec.symmetric == symmetric
-        ]
+        asked = [QuantSpec(bits, group_size, symmetric, name) for bits in WIDTHS]
+        specs = [spec for spec in map(formats.resolve, asked) if spec in SPECS]
+        errors = [error(QuantTensor.quantize(weights(), spec), weights()) for spec in specs]
         assert errors == sorted(errors, reverse=True)
+
+
+@every_width
+def test_a_ragged_end_is_a_group_of_its_own(spec: QuantSpec) -> None:
+    size = spec.group_size
+    weight = weights(8, 2 * size + 8)
+    quant = QuantTensor.quantize(weight, replace(spec, ragged=True))
+    family = formats.get(spec.format)
+    shared = family.shared(weight, replace(spec, ragged=True))
+    tail = weight[:, 2 * size :].unsqueeze(1)
+    params = family.fit(tail, spec, shared)
+    alone = family.dequantize(family.quantize(tail, params | shared, spec), params | shared, spec)
+    assert torch.equal(quant.dequantize()[:, 2 * size :], alone.squeeze(1))
+
+
+@pytest.mark.parametrize("name", [name for name in formats.names() if name != "int"])
+def test_what_has_no_zero_point_refuses_symmetric(name: str) -> None:
+    for spec in ONE_EACH:
+        if spec.format == name:
+            reason = formats.get(name).skip(replace(spec, symmetric=True))
+            assert "symmetric=true" in (reason or "")
 
 
 def test_an_unknown_format_names_the_nearest() -> None:
@@ -169,8 +247,7 @@ def test_weights_too_large_for_a_float16_scale_say_what_to_do() -> None:
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        (QuantSpec(1, 64, True), "bits=1 symmetric=true is format=binary"),
-        (QuantSpec(1, 64), "bits=1: format=int has 2, 3, 4, 5, 6, 7 or 8 bits"),
+        (QuantSpec(1, 64), "bits=1: format=int has 2 to 8 bits; one bit is format=binary"),
         (QuantSpec(9, 64), "bits=9: format=int has 2, 3, 4, 5, 6, 7 or 8 bits"),
         (QuantSpec(2.5, 64), "bits=2.5: format=int has 2, 3, 4, 5, 6, 7 or 8 bits"),
         (QuantSpec(4, -2), "group_size=-2"),

@@ -31,7 +31,11 @@ from bitsweep.errors import UserError
 from bitsweep.formats import Family, Params
 from bitsweep.spec import PER_CHANNEL, QuantSpec
 
-VARIANTS = ("vector2", "vector4", "vector8")
+VARIANTS = {
+    "vector2": "Codebooks of two weights a code, 0.5 to 4 bits.",
+    "vector4": "Codebooks of four weights a code, 0.25 to 2 bits.",
+    "vector8": "Codebooks of eight weights a code, 0.125 to 1 bit.",
+}
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 WIDTHS = range(1, 9)
@@ -47,6 +51,8 @@ CHUNK = 2**22
 
 class Codebook(Family):
     """Entries fitted by k-means, of ``vector`` weights each."""
+
+    has_zero = False
 
     def vector(self, spec: QuantSpec) -> int:
         return int(self.name.removeprefix("vector")) if self.name != "codebook" else 1
