@@ -152,3 +152,13 @@ def test_the_record_tells_what_each_layer_became(make, artifacts):
     plan = next(d["plan"] for d in Store(point.folder).details(row.run_id) if "plan" in d)
     assert plan["model.layers.0.mlp.down_proj"] == "w4g64"
     assert plan["model.layers.0.self_attn.q_proj"] == "torch.float32"
+
+
+def test_the_row_says_what_training_cost(make, artifacts):
+    point = make("method=qat", "method.steps=2", "recover=[finetune]", "recover.finetune.steps=1")
+    (row,) = records(point, artifacts)
+    assert row.calibration["trained_tokens"] == (2 + 1) * 4 * 32  # steps x batch x window
+    assert row.timings["quantize"]["cpu_s"] > 0
+    assert row.timings["finetune"]["cpu_s"] > 0
+    assert row.point["method_options"] == "steps=2"
+    assert row.point["recover"] == "finetune (steps=1)"

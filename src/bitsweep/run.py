@@ -111,7 +111,8 @@ def run(
             record.add(measurement)
             details += [{"probe": name, **row} for row in measurement.details]
         if point.calibrated:
-            record.calibration = plain(calibration.identity)
+            trained = {"trained_tokens": calibration.trained_tokens}
+            record.calibration = plain(calibration.identity) | trained
         record.timings = dict(stage.stages)
         yield record, details
 
