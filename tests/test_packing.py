@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitsweep.packing import pack, packed_bytes, unpack
+from bitsweep.packing import pack, pack_trits, packed_bytes, unpack, unpack_trits
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1001])
@@ -26,3 +26,21 @@ def test_three_bit_codes_follow_each_other_from_the_lowest_bit() -> None:
 def test_a_code_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="code of 4 does not fit 2 bits"):
         pack(torch.tensor([4], dtype=torch.uint8), 2)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 6, 1001])
+def test_codes_of_three_values_go_five_to_a_byte(count: int) -> None:
+    codes = torch.arange(count).mul(37).remainder(3).to(torch.uint8)
+    packed = pack_trits(codes)
+    assert packed.numel() == -(-count // 5)
+    assert torch.equal(unpack_trits(packed, count), codes)
+
+
+def test_the_first_of_three_values_is_the_lowest_digit() -> None:
+    codes = torch.tensor([1, 2, 0, 0, 2, 1], dtype=torch.uint8)
+    assert pack_trits(codes).tolist() == [1 + 2 * 3 + 2 * 81, 1]
+
+
+def test_a_code_that_is_none_of_three_is_refused() -> None:
+    with pytest.raises(ValueError, match="code of 3 is none of 0, 1 and 2"):
+        pack_trits(torch.tensor([3], dtype=torch.uint8))

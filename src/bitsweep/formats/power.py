@@ -22,8 +22,8 @@ from bitsweep.formats import Params
 from bitsweep.formats._table import Table
 from bitsweep.spec import QuantSpec
 
-COARSE = tuple(percent / 100 for percent in range(20, 110, 10))
-"""Exponents tried first: 0.2 ... 1.0; then hundredths, up to 0.09 to either side of the best."""
+COARSE = tuple(percent / 100 for percent in range(20, 105, 5))
+"""Exponents tried first: 0.20, 0.25 ... 1.00; then hundredths between the best one's neighbours."""
 
 SAMPLE = 2**18
 """Weights at most that the search looks at: rows evenly spaced."""
@@ -46,7 +46,7 @@ class Power(Table):
             return total
 
         best = min(COARSE, key=error)
-        near = [best + percent / 100 for percent in range(-9, 10)]
+        near = [best + percent / 100 for percent in range(-4, 5)]
         best = min((best, *(a for a in near if COARSE[0] <= a <= COARSE[-1])), key=error)
         return {"exponent": torch.full((1, 1), best, device=weight.device)}
 
