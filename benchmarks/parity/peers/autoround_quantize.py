@@ -16,7 +16,7 @@ def main() -> None:
         if case["peer"] != "auto-round":
             continue
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        tokens = exchange.tokens(case["draw"])
+        tokens = exchange.tokens(case["draw"])[: case["windows"]]
         rows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in tokens]
         rounder = AutoRound(
             model,

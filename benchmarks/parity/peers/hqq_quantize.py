@@ -26,7 +26,8 @@ def main() -> None:
                     compute_dtype=torch.float16,
                     device="cpu",
                 )
-                restored = (codes.float() - meta["zero"].float()) * meta["scale"].float()
+                zero, scale = meta["zero"].half(), meta["scale"].half()  # as its layers keep them
+                restored = (codes.float() - zero.float()) * scale.float()
                 out[f"{name}/weight"] = restored.view(weight.shape)
         exchange.save(case["name"], out)
     exchange.finish()

@@ -81,7 +81,7 @@ def main() -> None:
         )
         rows = [
             {"input_ids": row, "attention_mask": torch.ones_like(row)}
-            for row in exchange.tokens(case["draw"])
+            for row in exchange.tokens(case["draw"])[: case["windows"]]
         ]
         with exchange.timed(case["name"]):
             oneshot(
