@@ -7,6 +7,7 @@ import tiny
 import torch
 
 from bitsweep.data import Data, Reference, TextSource
+from bitsweep.fold import edges, fold
 from bitsweep.methods import place
 from bitsweep.probes.error import Error
 from bitsweep.spec import LayerSpec, Plan, QuantSpec
@@ -103,6 +104,18 @@ def test_what_a_transform_did_before_is_no_error_of_rounding(model, reference):
     metrics, depths, _ = measured(rounded(halved, UP, spec=QuantSpec(8, 32)), reference)
     assert metrics["weight_error"].value < 0.01
     assert depths[-1] < 0.01
+
+
+def test_factors_that_a_method_moved_between_layers_are_no_error(model, reference):
+    folded = model.copy()
+    source = next(s for s, readers in edges(model).items() if UP in readers)
+    fold(folded, source, torch.linspace(0.5, 2, 128))
+    quantized = rounded(folded, UP, spec=QuantSpec(8, 32))
+    quantized.folded = dict(folded.folded)
+    metrics, depths, _ = measured(quantized, reference)
+    for name in ("weight_error", "output_error", "hidden_error"):
+        assert 0 < metrics[name].value < 0.02
+    assert depths[-1] < 0.02
 
 
 def test_a_method_that_changed_a_norm_has_no_error_by_layer(model, reference):

@@ -9,7 +9,10 @@ is minimised under the budget: a multiple-choice knapsack, solved by branch and 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -40,16 +43,17 @@ def allocate(
     one_each = csr_array((np.ones(len(flat)), (owner, np.arange(len(flat)))))
     room = budget // unit
     while True:
-        solved = milp(
-            loss,
-            integrality=np.ones_like(flat),
-            bounds=Bounds(0, 1),
-            constraints=[
-                LinearConstraint(one_each, 1, 1),
-                LinearConstraint(flat.reshape(1, -1), -np.inf, room),
-            ],
-            options={"mip_rel_gap": 0.0},
-        )
+        with _quiet():
+            solved = milp(
+                loss,
+                integrality=np.ones_like(flat),
+                bounds=Bounds(0, 1),
+                constraints=[
+                    LinearConstraint(one_each, 1, 1),
+                    LinearConstraint(flat.reshape(1, -1), -np.inf, room),
+                ],
+                options={"mip_rel_gap": 0.0},
+            )
         if solved.x is None:
             raise RuntimeError(f"the allocation of {len(costs)} units failed: {solved.message}")
         chosen = [int(np.argmax(solved.x[a:b])) for a, b in pairwise(starts)]
@@ -57,3 +61,17 @@ def allocate(
         if spent <= budget:
             return chosen
         room -= spent // unit - budget // unit  # within the solver's tolerance, and yet too much
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what HiGHS 1.12 prints now and then below Python: the name of one of its functions."""
+    sys.stdout.flush()
+    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nothing)

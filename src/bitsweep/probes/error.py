@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference
+from bitsweep.fold import factor_since
 from bitsweep.models.offload import visiting
 from bitsweep.probes.perplexity import cut_text, text_identity
 from bitsweep.record import Kind, Measurement, Metric
@@ -64,7 +65,7 @@ class Error:
                 hidden.add(str(depth), ours, theirs)
         weight = _Sums()
         for name in layers:
-            weight.add(name, model.weight(name).float(), full.weight(name).float())
+            weight.add(name, weight_of(model, full, name), full.weight(name))
         depths = list(hidden.relative().values())
         why = "no layer is quantized" if not layers else moved(model, full)
         tail = f"relative|{cut.signature}|tokens:{cut.windows.numel()}|v{self.version}"
@@ -84,12 +85,25 @@ class Error:
         return Measurement(metrics, details)
 
 
+def weight_of(model: Model, full: Model, name: str) -> Tensor:
+    """The weight ``(out, in)`` of a layer of ``model``, float32, as ``full`` scales its channels.
+
+    A method that moved factors between layers (AWQ) is taken back by them: they are no error.
+    """
+    weight = model.weight(name).float()
+    if name not in model.folded:
+        return weight
+    return weight / factor_since(full, model, name).to(weight)
+
+
 def moved(model: Model, full: Model) -> str | None:
     """Why a layer of ``model`` can not be compared with its like in ``full`` by itself, or None.
 
-    A method that moves factors between layers (AWQ) or trains what it does not round changes norms
-    and other parameters as well.
+    A method that trains what it does not round changes norms and other parameters as well. Norms
+    into which factors were folded are known and taken into account.
     """
+    if model.folded.keys() - full.folded.keys():
+        return None
     known = dict(full.module.named_parameters())
     for name, parameter in model.module.named_parameters():
         other = known.get(name)
@@ -139,10 +153,18 @@ class _Isolated:
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         quantized = self._model.get(name)
+        factor = None
+        if name in self._model.folded:
+            factor = factor_since(self._full, self._model, name)
 
         def look(module: nn.Module, args: Any, output: Tensor) -> None:
             with visiting(quantized, output.device):
-                self._sums.add(name, quantized(*args), output)
+                if factor is None:
+                    ours = quantized(*args)
+                else:  # its inputs come divided by what its columns were multiplied with
+                    rows, columns = factor[:, 0], factor[0] / factor[0, 0]
+                    ours = quantized(args[0] / columns.to(args[0])) / rows.to(output)
+                self._sums.add(name, ours, output)
 
         return look
 

@@ -25,7 +25,7 @@ from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration, CalibrationSpec, Hessian
 from bitsweep.data import Data, Reference
 from bitsweep.methods import tied_embedding
-from bitsweep.probes.error import moved
+from bitsweep.probes.error import moved, weight_of
 from bitsweep.record import Kind, Measurement, Metric
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Proxies:
         spec = CalibrationSpec(source, count, window, self.seed)
         calibration = Calibration(full, spec, reference.artifacts)
         errors = {
-            name: (model.weight(name).float() - full.weight(name).float()).to(full.device)
+            name: (weight_of(model, full, name) - full.weight(name).float()).to(full.device)
             for name in layers
         }
         values = _gradient_errors(full, calibration, errors)
