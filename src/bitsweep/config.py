@@ -68,7 +68,9 @@ def parse(values: Mapping[str, Any], taken: Mapping[str, str], command: str = ""
     recover = _chain("recover", values, plugins)
     options = {taken["method"]: _options("method", taken["method"], method, plugins)}
     for group, chain in (("transforms", transforms), ("recover", recover)):
-        options |= {name: _options(group, name, step, plugins) for name, step in chain.items()}
+        options |= {
+            f"{group}.{name}": _options(group, name, step, plugins) for name, step in chain.items()
+        }
     point = Point(
         experiment=_folder_name(run["experiment"]),
         results_dir=Path(run["results_dir"]),

@@ -4,8 +4,8 @@ For inputs X with ``H = X X^T / tokens`` the matrix of rank r with the least squ
 outputs, ``tr((W - A) H (W - A)^T)``, is ``A = U_r U_r^T W`` with the r leading eigenvectors U_r of
 ``W H W^T``: the outputs' principal components. It is what SVD-LLM (Wang, Zheng, Wan & Zhang, 2024)
 gets from the SVD of ``W S``, ``H = S S^T``, cut off and multiplied by ``S^-1``, and QERA (Zhang,
-Cheng, Constantinides & Zhao, 2024) for a quantization error; written like this nothing is inverted,
-so that H may be singular. With ``H = I`` it is the truncated SVD.
+Cheng, Constantinides & Zhao, 2024) for a quantization error; written like this nothing is inverted.
+With ``H = I`` it is the truncated SVD.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEAST = 1e-6
-"""Least share of the largest singular value by which factors are balanced."""
+DAMPING = 1e-6
+"""Share of H's mean diagonal that every direction has at least: where the text says nothing of the
+inputs, ranks that are left go to the larger weights."""
 
 
 @torch.no_grad()
@@ -23,27 +24,26 @@ def factorize(matrix: Tensor, rank: int, hessian: Tensor | None = None) -> tuple
     """``up`` ``(out, r)`` and ``down`` ``(r, in)``, float32, with ``up @ down`` near ``matrix``.
 
     ``hessian``: ``H`` ``(in, in)``, or its diagonal ``(in,)``, or None for the identity. ``r`` is
-    ``rank``, or less where the matrix has no more. Each factor carries the square root of the
-    singular values, as in SVD-LLM's code. Computed in float64.
+    ``rank``, or less where the matrix has no more. Column k of ``up`` and row k of ``down`` are of
+    one length, which 16 bits and shared scales hold best on any input (SVD-LLM's code gives each
+    the square root of the singular value of ``W S``; for ``H = I`` that is the same). In float64.
     """
     matrix = matrix.double()
     weighted = matrix
     if hessian is not None:
-        root = hessian.double().sqrt() if hessian.ndim == 1 else _root(hessian.double())
-        weighted = matrix * root if hessian.ndim == 1 else matrix @ root
-    left, values, _ = torch.linalg.svd(weighted, full_matrices=False)
-    left, values = left[:, :rank], values[:rank]
-    balance = values.clamp(min=LEAST * float(values.max())).sqrt()
-    if float(values.max()) == 0:
-        balance = torch.ones_like(values)
-    up, down = left * balance, (left / balance).T @ matrix
-    return up.float(), down.float()
+        weighted = _weighted(matrix, hessian.double())
+    left = torch.linalg.svd(weighted, full_matrices=False)[0][:, :rank]
+    right = left.T @ matrix
+    size = right.norm(dim=1).clamp(min=torch.finfo(torch.float64).tiny).sqrt()
+    return (left * size).float(), (right / size.unsqueeze(1)).float()
 
 
-def _root(hessian: Tensor) -> Tensor:
-    """``S`` with ``S S^T = H``, also where H is singular."""
+def _weighted(matrix: Tensor, hessian: Tensor) -> Tensor:
+    """``matrix @ S`` with ``S S^T = H``."""
+    if hessian.ndim == 1:
+        return matrix * hessian.clamp(min=DAMPING * float(hessian.mean())).sqrt()
     values, vectors = torch.linalg.eigh(hessian)
-    return vectors * values.clamp(min=0).sqrt()
+    return matrix @ (vectors * values.clamp(min=DAMPING * float(values.mean())).sqrt())
 
 
 class Factors(nn.Module):

@@ -28,10 +28,10 @@ class Point:
     """One point of a sweep. ``spec`` holds the axes bits, group_size, symmetric, format, scale.
 
     ``transforms`` and ``recover`` are done in their order; ``input`` quantizes the inputs of the
-    planned layers, ``kv`` the cache; either is None at 16 bits. ``options`` says of the method,
-    each transform and each recovery, by name, which options differ from those of its YAML
-    (``clip=mse``). ``command`` makes this point again when typed; both name the point to people
-    and identify nothing.
+    planned layers, ``kv`` the cache; either is None at 16 bits. ``options`` says of the method
+    by name, of transforms and recoveries as ``recover.prune``, which options differ from those of
+    the YAML (``clip=mse``). ``command`` makes this point again when typed; both name the point to
+    people and identify nothing.
     """
 
     experiment: str
@@ -93,8 +93,8 @@ class Point:
             "calibration": self.calibration.source.name,
             "seed": self.seed,
             "dtype": self.model.dtype,
-            "transforms": _chain(self.transforms, self.options),
-            "recover": _chain(self.recover, self.options),
+            "transforms": self._chain("transforms", self.transforms),
+            "recover": self._chain("recover", self.recover),
             "input": "" if self.inputs is None else str(self.inputs),
             "kv": "" if self.kv is None else str(self.kv),
         }
@@ -107,11 +107,10 @@ class Point:
         columns["label"] = label(columns)
         return columns
 
-
-def _chain(steps: Mapping[str, Any], options: Mapping[str, str]) -> str:
-    """``smooth (strength=0.5) + rotate``."""
-    words = (f"{name} ({options[name]})" if options.get(name) else name for name in steps)
-    return " + ".join(words)
+    def _chain(self, group: str, steps: Mapping[str, Any]) -> str:
+        """``smooth (strength=0.5) + rotate``."""
+        options = {name: self.options.get(f"{group}.{name}") for name in steps}
+        return " + ".join(f"{n} ({options[n]})" if options[n] else n for n in steps)
 
 
 def label(columns: Mapping[str, Any]) -> str:
