@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
+from collections.abc import Callable, Collection, Hashable
 from types import MappingProxyType
 
 import torch
@@ -12,8 +13,8 @@ from bitsweep.formats import Family, Params
 from bitsweep.formats.int import SCALE_BITS, store_scale
 from bitsweep.spec import PER_CHANNEL, QuantSpec
 
-CACHED = 64
-"""Tables kept: one for each format and width."""
+CACHED = 128
+"""Tables kept: one for each format, width and device."""
 
 
 class Table(Family):
@@ -26,7 +27,7 @@ class Table(Family):
     """
 
     def table(self, params: Params, spec: QuantSpec) -> Tensor:
-        """What the codes stand for at scale 1, float32 ``(2**bits,)``."""
+        """What the codes stand for at scale 1, float32 ``(2**bits,)``, where ``params`` are."""
         raise NotImplementedError
 
     def skip(self, spec: QuantSpec) -> str | None:
@@ -42,14 +43,13 @@ class Table(Family):
         return {"scale": store_scale(groups.abs().amax(-1), spec)}
 
     def quantize(self, groups: Tensor, params: Params, spec: QuantSpec) -> Tensor:
-        table = self.table(params, spec).to(groups.device)
+        table = self.table(params, spec)
         middles = (table[:-1] + table[1:]) / 2
         scaled = groups * params["scale"].float().reciprocal().unsqueeze(-1)
         return torch.bucketize(scaled, middles, out_int32=True).to(torch.uint8)
 
     def dequantize(self, codes: Tensor, params: Params, spec: QuantSpec) -> Tensor:
-        table = self.table(params, spec).to(codes.device)
-        return table[codes.int()] * params["scale"].float().unsqueeze(-1)
+        return self.table(params, spec)[codes.int()] * params["scale"].float().unsqueeze(-1)
 
     def params_bits(self, spec: QuantSpec) -> dict[str, int]:
         return {"scale": SCALE_BITS[spec.scale_dtype]}
@@ -73,6 +73,13 @@ def refuses(
             "use symmetric=false"
         )
     return None
+
+
+@functools.lru_cache(CACHED)
+@torch.inference_mode(False)
+def kept(make: Callable[[Hashable], Tensor], key: Hashable, device: torch.device) -> Tensor:
+    """``make(key)`` on ``device``, made once: GPTQ asks for a table with every column."""
+    return make(key).to(device)
 
 
 def powers(exponent: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ place of whatever ``group_size=`` and ``scale_dtype=`` say.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -31,7 +30,7 @@ import torch
 from torch import Tensor
 
 from bitsweep.formats import Family, Params
-from bitsweep.formats._table import CACHED, floor_log2, powers, refuses
+from bitsweep.formats._table import floor_log2, kept, powers, refuses
 from bitsweep.formats.int import SCALE_BITS, SMALLEST, store_scale
 from bitsweep.spec import QuantSpec
 
@@ -72,6 +71,13 @@ class Layout:
         """The exponent of the largest number, without ``shift``."""
         last = 2 ** (self.bits - 1) - self.reserved - 1
         return int(last >> self.mantissa) - self.bias
+
+    @property
+    def largest(self) -> float:
+        """The largest number, ``2**shift`` included."""
+        steps = 2**self.mantissa
+        top = (2 ** (self.bits - 1) - self.reserved - 1) % steps
+        return float(2.0 ** (self.emax + self.shift) * (1 + top / steps))
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,9 @@ class Float(Family):
     def shared(self, weight: Tensor, spec: QuantSpec) -> dict[str, Tensor]:
         if self.name != "nvfp4":
             return {}
-        largest = weight.abs().amax().reshape(1, 1) / (_largest("e2m1") * _largest("e4m3"))
+        largest = weight.abs().amax().reshape(1, 1) / (
+            LAYOUTS["e2m1"].largest * LAYOUTS["e4m3"].largest
+        )
         return {"tensor_scale": largest.clamp_(min=SMALLEST["float32"])}
 
     def fit(
@@ -137,23 +145,23 @@ class Float(Family):
         layout = self._layout(spec)
         largest = groups.abs().amax(-1)
         if self.name == "nvfp4":
-            exact = largest / _largest("e2m1") / shared["tensor_scale"].float()
-            scales = magnitudes(LAYOUTS["e4m3"]).to(groups.device)
-            places = torch.bucketize(exact, limits(LAYOUTS["e4m3"]).to(groups.device))
+            exact = largest / LAYOUTS["e2m1"].largest / shared["tensor_scale"].float()
+            scales = kept(magnitudes, LAYOUTS["e4m3"], groups.device)
+            places = torch.bucketize(exact, kept(limits, LAYOUTS["e4m3"], groups.device))
             return {"scale": scales[places.clamp_(min=1)]}  # nothing is divided by 0
         if self.name in BLOCKS:
             return {"scale": powers(floor_log2(largest) - layout.emax)}
-        return {"scale": store_scale(largest / magnitudes(layout)[-1].item(), spec)}
+        return {"scale": store_scale(largest / layout.largest, spec)}
 
     def quantize(self, groups: Tensor, params: Params, spec: QuantSpec) -> Tensor:
         layout = self._layout(spec)
         scaled = groups / _scale(params)
-        places = torch.bucketize(scaled.abs(), limits(layout).to(groups.device), out_int32=True)
+        places = torch.bucketize(scaled.abs(), kept(limits, layout, groups.device), out_int32=True)
         sign = scaled.signbit().to(torch.uint8) << (layout.bits - 1)
         return places.to(torch.uint8) | sign
 
     def dequantize(self, codes: Tensor, params: Params, spec: QuantSpec) -> Tensor:
-        return numbers(self._layout(spec)).to(codes.device)[codes.int()] * _scale(params)
+        return kept(numbers, self._layout(spec), codes.device)[codes.int()] * _scale(params)
 
     def params_bits(self, spec: QuantSpec) -> dict[str, int]:
         if self.name == "nvfp4":
@@ -175,12 +183,6 @@ def _scale(params: Params) -> Tensor:
     return scale.unsqueeze(-1)
 
 
-def _largest(name: str) -> float:
-    return float(magnitudes(LAYOUTS[name])[-1])
-
-
-@functools.lru_cache(CACHED)
-@torch.inference_mode(False)
 def numbers(layout: Layout) -> Tensor:
     """What every code stands for, float32 ``(2**bits,)``; NaN for those that are none."""
     positive = torch.full((2 ** (layout.bits - 1),), torch.nan)
@@ -188,8 +190,6 @@ def numbers(layout: Layout) -> Tensor:
     return torch.cat([positive, -positive])
 
 
-@functools.lru_cache(CACHED)
-@torch.inference_mode(False)
 def magnitudes(layout: Layout) -> Tensor:
     """The numbers from 0 up, float32, in the order of their codes.
 
@@ -202,8 +202,6 @@ def magnitudes(layout: Layout) -> Tensor:
     return powers(power) * (mantissa + (exponent > 0))
 
 
-@functools.lru_cache(CACHED)
-@torch.inference_mode(False)
 def limits(layout: Layout) -> Tensor:
     """The largest that rounds to each of :func:`magnitudes` but the last, float32.
 

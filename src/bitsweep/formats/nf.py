@@ -17,13 +17,11 @@ flattened weight, which are our groups where these divide a row, and stores a sc
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
 from bitsweep.formats import Params
-from bitsweep.formats._table import CACHED, Table
+from bitsweep.formats._table import Table, kept
 from bitsweep.spec import QuantSpec
 
 
@@ -31,11 +29,9 @@ class Nf(Table):
     """Quantiles of the normal distribution between -1 and 1, times a group's largest ``|w|``."""
 
     def table(self, params: Params, spec: QuantSpec) -> Tensor:
-        return quantiles(int(spec.bits))
+        return kept(quantiles, int(spec.bits), params["scale"].device)
 
 
-@functools.lru_cache(CACHED)
-@torch.inference_mode(False)
 def quantiles(bits: int) -> Tensor:
     """The ``2**bits`` values in rising order, float32."""
     count = 2**bits
