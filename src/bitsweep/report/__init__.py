@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 MERGED = "merged.json"
 """Beside ``records/``: the points of the grid that were one point with another, and why."""
 
-TABLES = ("main", "tasks", "agreement", "latency", "heatmap")
+TABLES = (
+    "main", "tasks", "agreement", "latency", "heatmap", "seeds", "sensitivity", "correlation",
+    "budget",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def write(*folders: str | Path, question: str = "", command: str = "") -> Report
     Raises:
         UserError: as :func:`load`.
     """
-    from bitsweep.report import figures, page, sheet, tables
+    from bitsweep.report import curves, figures, page, sheet, tables
     from bitsweep.report.frame import frame
     from bitsweep.report.origin import origin
 
@@ -96,11 +99,12 @@ def write(*folders: str | Path, question: str = "", command: str = "") -> Report
                 written.append(path)
             else:
                 path.unlink(missing_ok=True)
-    drawn = figures.draw(table, folder / "figures")
+    depths = curves.read(places, table)
+    drawn = figures.draw(table, folder / "figures", depths)
     for stale in {*(folder / "figures").glob("*.p[dn][fg]")} - {*drawn}:
         stale.unlink()
     small = list(dict.fromkeys(line for made_one in made.values() for line in made_one.small))
-    _write(folder / "index.html", page.render(table, title, question, small, merged))
+    _write(folder / "index.html", page.render(table, title, question, small, merged, depths))
     if not (folder / "README.md").exists():
         _write(folder / "README.md", _readme(title, question, command, records, drawn))
     return Report(folder, title, table, tuple(written), tuple(drawn), folder / "index.html")

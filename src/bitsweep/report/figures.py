@@ -1,12 +1,8 @@
-"""Fronts and heat maps on paper: one column wide, the same bytes from the same numbers.
-
-Colours are Okabe and Ito's (told apart by colour-blind eyes), each with a marker of its own.
-"""
+"""Fronts and heat maps on paper: one column wide, the same bytes from the same numbers."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,49 +16,25 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from bitsweep.report import labels
-from bitsweep.report.frame import REFERENCE
+from bitsweep.report import bars, labels
+from bitsweep.report.curves import Curve
+from bitsweep.report.frame import REFERENCE, whole
 from bitsweep.report.front import front
+from bitsweep.report.style import (
+    COLUMN_IN,
+    FAINT,
+    INK,
+    MARKERS,
+    PALE,
+    PALETTE,
+    STYLE,
+    UNDATED,
+    slug,
+)
 from bitsweep.report.tables import heat, primary, signed, speed_metric
 
-COLUMN_IN = 3.25
-PNG_DPI = 370  # a column becomes 1202 pixels, sharp on a page that shows it 600 wide
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5F5F5F", "#B8A800")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
-INK, FAINT, PALE = "#222222", "#8A8A8A", "#E6E6E6"
 LINEAR_BELOW = 0.05
 """Per cent of change below which the perplexity axis is linear, so that 0 and less have a place."""
-
-STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 7,
-    "axes.labelsize": 7,
-    "axes.titlesize": 7.5,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
-    "legend.fontsize": 6.5,
-    "legend.title_fontsize": 7.5,
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "axes.spines.top": False,
-    "pdf.fonttype": 42,
-    "ps.fonttype": 42,
-    "svg.hashsalt": "bitsweep",
-    "hatch.linewidth": 0.5,
-}
-UNDATED: dict[str, dict[str, Any]] = {
-    "pdf": {"metadata": {"CreationDate": None, "ModDate": None, "Producer": None}},
-    "png": {"metadata": {"Software": None}, "dpi": PNG_DPI},
-}
-"""Options of each file type: nothing in it tells when or by which build it was drawn."""
 
 SPEED_AXIS = {
     "decode_vs_bf16": "decode speed, × bf16",
@@ -71,12 +43,12 @@ SPEED_AXIS = {
 }
 
 
-def draw(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write every figure that ``frame`` has the numbers for, as PDF and PNG; returns the paths."""
+def draw(frame: pd.DataFrame, folder: Path, curves: Sequence[Curve] = ()) -> list[Path]:
+    """Write every figure that there are numbers for, as PDF and PNG; returns the paths."""
     written = []
     style: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE}
     with matplotlib.rc_context(style):
-        for name, figure in figures(frame):
+        for name, figure in (*figures(frame), *bars.figures(frame, curves)):
             for suffix, options in UNDATED.items():
                 path = folder / f"{name}.{suffix}"
                 figure.savefig(path, format=suffix, **options)
@@ -91,24 +63,24 @@ def figures(frame: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         return
     speed = speed_metric(frame)
     models = list(dict.fromkeys(frame["model"]))
-    looks = appearance(frame)
+    looks, names = appearance(frame), labels.varying(frame)
+    everything = whole(frame)
     for model in models:
-        part = frame[frame["model"] == model]
-        end = f"_{_slug(model)}" if len(models) > 1 else ""
+        part = everything[everything["model"] == model]
+        end = f"_{slug(model)}" if len(models) > 1 else ""
         title = model if len(models) > 1 else ""
         if _count(part, "file_mib", quality):
-            yield f"front_size{end}", _front(part, "file_mib", "file, MiB", quality, looks, title)
+            yield (
+                f"front_size{end}",
+                _front(part, "file_mib", "file, MiB", quality, looks, names, title),
+            )
         if speed is not None and _count(part, speed, quality):
             axis = SPEED_AXIS[speed]
-            yield f"front_speed{end}", _front(part, speed, axis, quality, looks, title)
+            yield f"front_speed{end}", _front(part, speed, axis, quality, looks, names, title)
         cells = heat(part, quality)
         if cells["change"].notna().any():
             what = f"change of perplexity ({quality.partition('/')[2]}), %"
             yield f"heatmap{end}", _heatmap(cells, f"{title}: {what}" if title else what)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.@-]+", "-", name).strip("-.") or "model"
 
 
 def _count(part: pd.DataFrame, x: str, y: str) -> int:
@@ -143,6 +115,7 @@ def _front(
     x_label: str,
     y: str,
     looks: dict[str, tuple[str, str]],
+    names: Sequence[str],
     title: str,
 ) -> Figure:
     """Quality against cost: filled on the front, hollow when tied, faint when dominated."""
@@ -150,7 +123,6 @@ def _front(
     axes = figure.add_subplot()
     marks = front(part, x, y)
     base = baseline(part, y)
-    names = labels.varying(part)
     points = [
         (row, marks[index])
         for index, row in zip(part.index, labels.rows(part), strict=True)

@@ -128,13 +128,14 @@ def _engine(record: Record) -> str | None:
 def _row(group: Sequence[Record], names: dict[str, str], machines: Machines) -> dict[str, Any]:
     """The columns of one point. Of two timings on one machine, the faster decode stands."""
     main = next((r for r in group if r.kind == "quality"), group[0])
-    config = {k: v for k, v in main.point.items() if k not in HARDWARE}
+    config = {k: v for k, v in main.point.items() if k not in (*HARDWARE, "model")}
     row: dict[str, Any] = {
         "experiment": main.experiment,
         "status": main.status,
         "reason": main.reason,
+        "model": names[main.run_id],  # the first of the axes, whatever their order in the file
         **config,
-        "model": names[main.run_id],
+        **_calibration(main),
         "point_id": main.point_id,
         "run_id": main.run_id,
         "plan": main.plan.get("summary"),
@@ -142,6 +143,7 @@ def _row(group: Sequence[Record], names: dict[str, str], machines: Machines) -> 
         "calibration_sha256": (main.calibration or {}).get("sha256"),
         "commit": main.provenance.get("commit"),
         "dirty": main.provenance.get("dirty"),
+        **_notes(main),
     }
     if main.kind == "quality":
         for metric in main.metrics.values():
@@ -158,6 +160,34 @@ def _row(group: Sequence[Record], names: dict[str, str], machines: Machines) -> 
         for metric in record.metrics.values():
             row.update(_cells(metric, metric.name + suffix))
     return row
+
+
+def _calibration(record: Record) -> dict[str, Any]:
+    """How its text was used, by the keys of the command line; None for a point without one."""
+    known = record.calibration or {}
+    keys = ("windows", "window", "choice", "seed")
+    default = {"choice": "random"} if known else {}
+    return {f"calibration.{key}": known.get(key, default.get(key)) for key in keys}
+
+
+def _notes(record: Record) -> dict[str, Any]:
+    """What its policy says of the plan: the one part that was quantized, or the budget."""
+    notes = record.plan.get("notes", {})
+    if "only" in notes:
+        return {"only": notes["only"]}
+    if "average_bits" not in notes:
+        return {}
+    return {
+        "budget_bits": notes["average_bits"],
+        "budget_spent": notes["spent_bits"],
+        "budget_slack_bytes": notes["slack_bytes"],
+        **{f"predicted/{name}": value for name, value in notes["predicted"].items()},
+    }
+
+
+def whole(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of models quantized as a whole: without those of one part alone."""
+    return frame[frame["only"].isna()] if "only" in frame else frame
 
 
 def _slowest_first(record: Record) -> tuple[float, str]:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from bitsweep.report.frame import REFERENCE
+from bitsweep.report.frame import REFERENCE, whole
 
 Numbers = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -27,7 +27,8 @@ def front(frame: pd.DataFrame, x: str, y: str) -> pd.Series:
     """``front``, ``tied``, ``dominated``, ``reference`` or an empty string for each row.
 
     Per model, among the ``ok`` rows that have both numbers. Each metric is taken in its better
-    direction. Full precision is what the others are compared with and takes no part. A dominated
+    direction. Full precision is what the others are compared with and takes no part, nor do points
+    of which one part alone is quantized. A dominated
     point is tied when every front point that dominates it does so within noise: the paired
     interval of its difference to full precision (``y.delta``) overlaps theirs. Latencies and
     sizes are taken as they are.
@@ -38,6 +39,7 @@ def front(frame: pd.DataFrame, x: str, y: str) -> pd.Series:
     if x not in frame or y not in frame:
         return marks
     usable = (frame["status"] == "ok") & ~reference & frame[x].notna() & frame[y].notna()
+    usable &= frame.index.isin(whole(frame).index)
     for _, rows in frame[usable].groupby("model", sort=False):
         numbers = _minimise(frame, rows, x), _minimise(frame, rows, y), *_interval(frame, rows, y)
         marks[rows.index] = np.array(_marks(*numbers), dtype=object)

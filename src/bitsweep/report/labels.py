@@ -12,7 +12,9 @@ from bitsweep.spec import PER_CHANNEL, PER_TENSOR, QuantSpec
 
 Row = Mapping[str, Any]
 
-SPELLED_OUT = {"model", "method", "method_options", "bits", "group_size", "policy", "label"}
+SPELLED_OUT = {
+    "model", "method", "method_options", "bits", "group_size", "policy", "misfit", "label",
+}  # fmt: skip
 """Axes that have a column or a place of their own; the others are named where they vary."""
 
 LEGEND_CAP = 22
@@ -37,13 +39,22 @@ def varying(frame: pd.DataFrame) -> list[str]:
     names = list(frame.columns)
     axes = names[names.index("model") : names.index("point_id")] if "point_id" in names else []
     quantized = frame[frame["method"] != REFERENCE]
+    once = {"calibration.seed"} if _alike(quantized, "calibration.seed", "seed") else set()
     return [
         axis
         for axis in axes
-        if axis not in SPELLED_OUT | IN_WEIGHTS
+        if axis not in SPELLED_OUT | IN_WEIGHTS | once
         and axis not in HARDWARE
         and any(len(_values(part[axis])) > 1 for _, part in quantized.groupby("model"))
     ]
+
+
+def _alike(frame: pd.DataFrame, axis: str, other: str) -> bool:
+    """Whether ``axis`` says nothing that ``other`` does not."""
+    if axis not in frame or other not in frame:
+        return True
+    both = frame[frame[axis].notna()]
+    return all(str(a) == str(b) for a, b in zip(both[axis], both[other], strict=True))
 
 
 def _values(column: pd.Series) -> set[str]:
@@ -94,23 +105,21 @@ def short(names: Sequence[str]) -> dict[str, str]:
 
 
 def weights(row: Row) -> str:
-    """The weights' number format: ``w4g64``, or ``fp32`` for full precision."""
+    """The weights' format: ``w4g64``, ``w*g64`` for bits by layer, ``fp32`` in full precision."""
     if row["method"] == REFERENCE:
         options = dict(o.partition("=")[::2] for o in str(row.get("method_options") or "").split())
         dtype = options.get("dtype") or row.get("dtype") or ""
         return DTYPES.get(dtype, dtype)
-    if missing(row.get("bits")):
+    size, bits = row.get("group_size"), row.get("bits")
+    if missing(bits) and missing(size):
         return str(row.get("format") or "")
-    size = row.get("group_size")
-    return str(
-        QuantSpec(
-            bits=row["bits"],
-            group_size=PER_CHANNEL if missing(size) else int(size),  # type: ignore[arg-type]
-            symmetric=bool(row.get("symmetric")),
-            format=row.get("format") or "int",
-            scale_dtype=row.get("scale_dtype") or "float16",
-        )
+    spec = QuantSpec(
+        group_size=PER_CHANNEL if missing(size) else int(size),  # type: ignore[arg-type]
+        symmetric=bool(row.get("symmetric")),
+        format=row.get("format") or "int",
+        scale_dtype=row.get("scale_dtype") or "float16",
     )
+    return spec.named("*" if missing(bits) else f"{bits:g}")
 
 
 def group(size: Any) -> str:

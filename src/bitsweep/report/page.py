@@ -9,12 +9,14 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from bitsweep.report import labels
+from bitsweep.report import labels, sensitivity
+from bitsweep.report.curves import Curve
 from bitsweep.report.figures import MARKERS, appearance, baseline
 from bitsweep.report.frame import REFERENCE
 from bitsweep.report.front import front
@@ -50,11 +52,17 @@ def render(
     question: str,
     small: Sequence[str] = (),
     merged: Sequence[tuple[str, str]] = (),
+    curves: Sequence[Curve] = (),
 ) -> str:
-    """The page as text. ``small``: the fine print; ``merged``: label and reason of such points."""
+    """The page as text.
+
+    ``small``: the fine print; ``merged``: label and reason of such points; ``curves``: errors of
+    the hidden states by depth.
+    """
     from plotly.offline import get_plotlyjs
 
     content = payload(frame)
+    content |= {"bars": _bars(frame), "curves": [asdict(curve) for curve in curves]}
     content |= {"title": title, "question": question, "small": [*small], "merged": [*merged]}
     page = TEMPLATE.read_text(encoding="utf-8")
     for mark, text in (
@@ -128,7 +136,8 @@ def _rows(frame: pd.DataFrame, numbers: list[str], quality: str | None) -> list[
                 "reference": row["method"] == REFERENCE,
                 "name": labels.grid(row, axes),
                 "weights": labels.weights(row),
-                "policy": row.get("policy"),
+                "policy": "only" if row.get("only") else row.get("policy"),
+                "part": row.get("only"),
                 "bits": row.get("bits"),
                 "group": labels.group(row.get("group_size")),
                 "change": changes.get(row["run_id"]),
@@ -138,6 +147,34 @@ def _rows(frame: pd.DataFrame, numbers: list[str], quality: str | None) -> list[
             }
         )
     return rows
+
+
+def _bars(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Parts quantized alone, a list of bars for each way in which they were."""
+    found = []
+    measured = sensitivity.parts(frame, primary(frame))
+    for (model, group, kind), table in measured.groupby(["model", "group", "kind"], sort=False):
+        rows = labels.rows(table)
+        numbers = [n for n in (*sensitivity.TRUTHS, *sensitivity.PROXIES) if table[n].notna().any()]
+        by = sensitivity.score(table)
+        found.append(
+            {
+                "model": model,
+                "group": f"{group}, by {kind}",
+                "parts": [row["part"] for row in rows],
+                "by": by,
+                "values": {name: [row[name] for row in rows] for name in numbers},
+                "lo": {t: [row[f"{t}.lo"] for row in rows] for t in sensitivity.TRUTHS},
+                "hi": {t: [row[f"{t}.hi"] for row in rows] for t in sensitivity.TRUTHS},
+                "ranks": {
+                    name: sensitivity.correlation(table[by], table[name])
+                    for name in numbers
+                    if name != by
+                },
+                "titles": {**sensitivity.TRUTHS, **sensitivity.PROXIES},
+            }
+        )
+    return found
 
 
 def _change(row: labels.Row, metric: str, kind: str | None) -> str:

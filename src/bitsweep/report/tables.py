@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from bitsweep.report import labels
-from bitsweep.report.frame import REFERENCE
+from bitsweep.report import labels, seeds, sensitivity
+from bitsweep.report.frame import REFERENCE, whole
 from bitsweep.report.front import front
 from bitsweep.report.labels import Row
 from bitsweep.report.sheet import Line, Sheet
@@ -47,7 +47,7 @@ def metrics(frame: pd.DataFrame, kind: str) -> list[str]:
 def sheets(
     frame: pd.DataFrame, provenance: str, merged: Sequence[tuple[str, str]] = ()
 ) -> dict[str, Sheet]:
-    """Name of the file -> table: main, tasks, agreement, latency and heatmap, where they apply.
+    """Name of the file -> table, of those in ``report.TABLES`` that apply.
 
     ``merged``: label and reason of points that were one with another; noted below the main table.
     """
@@ -68,8 +68,12 @@ def sheets(
             "Latency of the packed engines", frame, _latency(frame),
             front(frame, speed, quality or ""), provenance,
         )  # fmt: skip
-    if quality is not None:
+    if quality is not None and len(heat(frame, quality)):
         made["heatmap"] = _heatmap(frame, quality, provenance)
+    made |= sensitivity.sheets(frame, quality, provenance)
+    over = seeds.sheet(frame, [*metrics(frame, "ppl"), *metrics(frame, "kl_mean")], provenance)
+    if over.lines:
+        made["seeds"] = over
     return made
 
 
@@ -227,9 +231,8 @@ def _sheet(
         Line(tuple(c.show(row) for c in columns), str(row["model"]), row["front"] == "front")
         for row in ok
     )
-    names = [n for n in IDENTITY if n in frame] + list(
-        dict.fromkeys(n for c in columns for n in c.raw if n in shown)
-    )
+    names = [*(n for n in IDENTITY if n in frame), *(a for a in axes if a.startswith("cal"))]
+    names += list(dict.fromkeys(n for c in columns for n in c.raw if n in shown))
     values = tuple(tuple(row.get(n) for n in names) for row in every)
     used = [name for column in columns for name in column.raw]
     return Sheet(
@@ -287,10 +290,13 @@ def _protocols(frame: pd.DataFrame, used: Sequence[str]) -> Iterable[str]:
 
 
 def heat(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One row per quantized point, with its place in the heat map and its change in per cent."""
+    """One row per quantized point, with its place in the heat map and its change in per cent.
+
+    Points of which one part alone is quantized have tables and bars of their own.
+    """
     axes = labels.varying(frame)
     cells = []
-    for row in labels.rows(frame):
+    for row in labels.rows(whole(frame)):
         if row["method"] == REFERENCE or row.get("bits") is None:
             continue
         ratio = row.get(f"{metric}.delta")

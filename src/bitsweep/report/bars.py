@@ -1,0 +1,86 @@
+"""Sensitivity as bars, and how the error of the hidden states grows with depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bitsweep.report import labels
+from bitsweep.report.curves import Curve
+from bitsweep.report.sensitivity import TRUTHS, parts, score
+from bitsweep.report.style import COLUMN_IN, INK, MARKERS, PALE, PALETTE, slug
+from bitsweep.report.tables import primary
+
+DASHES = ("-", "--", ":", "-.")
+
+
+def figures(frame: pd.DataFrame, curves: Sequence[Curve]) -> Iterator[tuple[str, Figure]]:
+    """(file name, figure): bars for each way in which parts were quantized, curves by model."""
+    models = list(dict.fromkeys(frame["model"]))
+    for model in models:
+        own = [curve for curve in curves if curve.model == model]
+        end = f"_{slug(model)}" if len(models) > 1 else ""
+        if own:
+            yield f"error_depth{end}", _depth(own, model if len(models) > 1 else "")
+    measured = parts(frame, primary(frame))
+    for (model, group, kind), bars in measured.groupby(["model", "group", "kind"], sort=False):
+        end = f"{slug(str(model))}_" if len(models) > 1 else ""
+        yield f"sensitivity_{end}{slug(f'{group} {kind}')}", _bars(bars, f"{model}, {group}")
+
+
+def _bars(table: pd.DataFrame, title: str) -> Figure:
+    """One bar a part, in the model's order, with its interval."""
+    by = score(table)
+    rows = [row for row in labels.rows(table) if row[by] is not None]
+    figure = Figure(figsize=(COLUMN_IN, 0.5 + 0.115 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    places = range(len(rows))
+    values = [row[by] for row in rows]
+    axes.barh(places, values, height=0.7, color=PALETTE[0], lw=0)
+    if all(row[f"{by}.lo"] is not None for row in rows):
+        reach = [
+            [max(v - row[f"{by}.lo"], 0) for v, row in zip(values, rows, strict=True)],
+            [max(row[f"{by}.hi"] - v, 0) for v, row in zip(values, rows, strict=True)],
+        ]
+        axes.errorbar(values, places, xerr=reach, fmt="none", ecolor=INK, elinewidth=0.6)
+    axes.axvline(0, color=INK, lw=0.6)
+    axes.set_yticks(places, [row["part"] for row in rows], fontsize=5.5)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel(f"{TRUTHS[by]} of this part alone, nat/token")
+    axes.grid(axis="x", color=PALE, lw=0.5)
+    axes.set_axisbelow(True)
+    axes.spines["right"].set_visible(False)
+    axes.set_title(title)
+    return figure
+
+
+def _depth(curves: Sequence[Curve], title: str) -> Figure:
+    """Relative error of the hidden states, one line a point; 0 is left out of the log axis."""
+    figure = Figure(figsize=(COLUMN_IN, 2.5), layout="constrained")
+    axes = figure.add_subplot()
+    for index, curve in enumerate(curves):
+        known = [(depth, error) for depth, error in enumerate(curve.errors) if error > 0]
+        if not known:
+            continue
+        axes.plot(
+            *zip(*known, strict=True),
+            DASHES[index // len(PALETTE) % len(DASHES)],
+            marker=MARKERS[index % len(MARKERS)],
+            color=PALETTE[index % len(PALETTE)],
+            ms=3,
+            lw=0.9,
+            label=curve.label,
+        )
+    axes.set_yscale("log")
+    axes.set_xlabel("blocks behind it")
+    axes.set_ylabel("relative error of the hidden state")
+    axes.grid(axis="y", color=PALE, lw=0.5)
+    axes.spines["right"].set_visible(False)
+    axes.legend(
+        title=title or None, frameon=False, ncols=1, fontsize=5.5, loc="lower left",
+        bbox_to_anchor=(0, 1), borderaxespad=0.1,
+    )  # fmt: skip
+    return figure
