@@ -104,6 +104,17 @@ def test_what_is_not_finite_stays_for_the_loss_to_tell() -> None:
     assert torch.equal(got[1], x[1]) or bool(got[1, 2].isnan() and got[1, 3].isinf())
 
 
+def test_an_expert_without_tokens_has_nothing_to_quantize() -> None:
+    assert InputQuantizer(inputs(4, per="tensor"))(torch.empty(0, 8)).shape == (0, 8)
+
+
+def test_rows_are_the_same_however_many_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, quantizer = numbers(3, 5, 16), InputQuantizer(inputs(4, adaptive=(3, 4), threshold=0.02))
+    whole = quantizer(x)
+    monkeypatch.setitem(activations.AT_ONCE, "cpu", 40)
+    assert torch.equal(quantizer(x), whole)
+
+
 def test_gradients_pass_straight_through_and_values_are_the_same() -> None:
     x = numbers(4, 16).requires_grad_()
     quantizer = InputQuantizer(inputs(4))
