@@ -232,3 +232,18 @@ def test_weights_stand_in_for_those_of_a_block_and_get_gradients(
     assert weight.grad is not None
     torch.testing.assert_close(weight.grad, weight.grad[:1].expand_as(weight))
     assert float(weight.grad.abs().max()) > 0
+
+
+def test_a_pass_ends_at_the_last_layer_that_is_watched(
+    model: Model, spec: CalibrationSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up, down = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
+    whole = next(calibrate(model, spec).blocks(model)).observe([up], Hessian)[up].value()
+    monkeypatch.setattr("bitsweep.replay.BATCH_TOKENS", 256)
+    block = next(calibrate(model, spec).blocks(model))
+    computed: list[int] = []
+    hook = model.get(down).register_forward_hook(lambda *_: computed.append(1))
+    pieces = block.observe([up], Hessian)[up].value()
+    hook.remove()
+    assert len(computed) == 1  # of four batches: the first shows which layer comes last
+    torch.testing.assert_close(pieces, whole)

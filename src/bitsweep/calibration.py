@@ -118,23 +118,35 @@ class Block:
         Layers that read one and the same tensor (query, key and value; gate and up) share one
         object. A layer that the text never reaches (an expert) is missing.
         """
+        names = list(names)
         found: dict[str, S] = {}
         seen: list[tuple[Tensor, str]] = []  # inputs of this batch, kept alive: identity is by id
+        reached: list[str] = []
+        each_once = False  # in an earlier batch: then nothing behind the last of them is computed
 
         def watch(name: str, inputs: Tensor) -> None:
             leader = next((other for known, other in seen if known is inputs), None)
             if leader is not None:
                 found[name] = found[leader]
-                return
-            seen.append((inputs, name))
-            if name not in found:
-                found[name] = statistic(inputs.shape[-1], inputs.device)
-            found[name].add(inputs.reshape(-1, inputs.shape[-1]))
+            else:
+                seen.append((inputs, name))
+                if name not in found:
+                    found[name] = statistic(inputs.shape[-1], inputs.device)
+                found[name].add(inputs.reshape(-1, inputs.shape[-1]))
+            reached.append(name)
+            if each_once and len(set(reached)) == len(names):
+                self._replay.stop()
+
+        def end() -> None:
+            nonlocal each_once
+            each_once = each_once or sorted(reached) == sorted(names)
+            reached.clear()
+            seen.clear()
 
         model = self._replay.model
         hooks = [model.get(name).register_forward_pre_hook(_Watch(name, watch)) for name in names]
         try:
-            self._replay.run(self.index, after_batch=seen.clear, keep=False)
+            self._replay.run(self.index, after_batch=end, keep=False)
         finally:
             for hook in hooks:
                 hook.remove()

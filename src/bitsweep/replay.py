@@ -50,7 +50,8 @@ class Replay:
         """Run block ``index``, or for ``len(blocks)`` what lies behind them up to the head.
 
         ``keep`` makes its outputs the inputs of the next block. ``after_batch`` is called after
-        each batch. The head itself is not computed: only hooks on its input see it.
+        each batch. The head itself is not computed: only hooks on its input see it. A hook that has
+        seen enough of a batch calls :meth:`stop`.
         """
         if index == len(self.model.blocks):
             self._run_tail(after_batch)
@@ -58,10 +59,16 @@ class Replay:
         with self.model.block_on_device(index):
             block = self.model.get(self.model.blocks[index])
             for i, call in enumerate(self._calls[index]):
-                output = _called(block, self._hidden[i].to(self.model.device), call)
+                output: Any = None
+                with suppress(_Stop):
+                    output = _called(block, self._hidden[i].to(self.model.device), call)
                 after_batch()
                 if keep:
                     self._hidden[i] = (output[0] if isinstance(output, tuple) else output).cpu()
+
+    def stop(self) -> None:
+        """Leave the forward pass of this batch: for hooks, and only where outputs are not kept."""
+        raise _Stop
 
     def inputs(self) -> Tensor:
         """Hidden states ``(windows, window, hidden)`` that the next block to run will get."""
