@@ -68,34 +68,31 @@ class Log(Family):
         scale = store_scale(largest, spec)
         smallest = torch.where(sizes > 0, sizes, torch.inf).amin(-1)
         octaves = (largest / smallest).log2_().nan_to_num_(0, 0, 0).clamp_(min=0)
-        best: Tensor | None = None
+        ratios = sizes.div_(scale.float().unsqueeze(-1))
+        logs, lowest = ratios.log2(), _lowest(groups < 0)
+        last = _last(spec)
+        best = least = torch.empty(0)
         for span in SPANS:
-            step = (octaves * span / max(_last(spec) - 1, 1)).clamp_(min=SMALLEST_STEP).half()
-            params = {"scale": scale, "step": step}
-            codes = self.quantize(groups, params, spec)
-            error = (self.dequantize(codes, params, spec) - groups).square_()
+            step = (octaves * span / max(last - 1, 1)).clamp_(min=SMALLEST_STEP).half()
+            places = torch.maximum(_places(logs, step.float().unsqueeze(-1), last), lowest)
+            values = places.sub_(last).mul_(step.float().unsqueeze(-1)).exp2_()
+            error = torch.minimum(values.sub_(ratios).square_(), ratios.square())  # that, or 0
             error = (error if importance is None else error * importance).sum(-1)
-            if best is None:
+            if not best.numel():
                 best, least = step, error
-            else:
-                best = torch.where(error < least, step, best)
-                least = torch.minimum(error, least)
-        assert best is not None
+            best = torch.where(error < least, step, best)
+            least = torch.minimum(error, least)
         return {"scale": scale, "step": best}
 
     def quantize(self, groups: Tensor, params: Params, spec: QuantSpec) -> Tensor:
         scale, step = self._grid(params)
         last = _last(spec)
-        ratio = torch.exp2(step)
-        # from m + 1 - log2((1 + ratio) / 2) / step on, m + 1 is nearer than m
-        offset = last + 1 - torch.log2((1 + ratio) / 2) / step
-        places = (groups.abs() / scale).log2_().div_(step).add_(offset).floor_()
         negative = groups < 0
-        lowest = torch.where(negative, 0, 1)
+        lowest = _lowest(negative)
+        places = torch.maximum(_places((groups.abs() / scale).log2_(), step, last), lowest)
         nothing = groups.abs() * 2 <= scale * torch.exp2((lowest - last) * step)
-        places = torch.maximum(places, lowest).clamp_(max=last).masked_fill_(nothing, 0)
         sign = (negative & ~nothing).to(torch.uint8) << (int(spec.bits) - 1)
-        return places.to(torch.uint8) | sign
+        return places.masked_fill_(nothing, 0).to(torch.uint8) | sign
 
     def dequantize(self, codes: Tensor, params: Params, spec: QuantSpec) -> Tensor:
         scale, step = self._grid(params)
@@ -119,3 +116,17 @@ class Log(Family):
 def _last(spec: QuantSpec) -> int:
     """The largest exponent's place."""
     return int(2 ** (int(spec.bits) - 1)) - 1
+
+
+def _places(logs: Tensor, step: Tensor, last: int) -> Tensor:
+    """The exponent's place whose value is nearest to ``2**logs``, up to ``last``, in a new tensor.
+
+    From ``m + 1 - log2((1 + 2**step) / 2) / step`` on, ``m + 1`` is nearer than ``m``.
+    """
+    offset = last + 1 - torch.log2((1 + torch.exp2(step)) / 2) / step
+    return (logs / step).add_(offset).floor_().clamp_(max=last)
+
+
+def _lowest(negative: Tensor) -> Tensor:
+    """The lowest place of a value that is not 0: the code of -0 is a value."""
+    return torch.where(negative, 0.0, 1.0)
