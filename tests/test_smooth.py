@@ -75,10 +75,10 @@ def test_full_precision_is_unchanged_to_1e_4_of_the_logits_range(
     assert moved(model, became) <= 1e-4
     fed = {layer.name for layer in model.layers.values() if layer.block is not None}
     fed -= {layer.name for layer in model.layers.values() if layer.source is None}
-    feeding = {model.layers[name].source for name in fed}
-    for name in model.layers:
-        same = torch.equal(became.weight(name), model.weight(name))
-        assert same == (name not in fed | feeding)
+    feeding = {model.layers[layer].source for layer in fed}
+    for layer in model.layers:
+        same = torch.equal(became.weight(layer), model.weight(layer))
+        assert same == (layer not in fed | feeding)
     reason = Smooth().skip(model) or ""
     assert ("transforms.smooth.sources=all" in reason) == (name in UNREACHED)
 
