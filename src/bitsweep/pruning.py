@@ -49,10 +49,12 @@ class Pruning:
       pruned blocks before, and all layers of a block are scored before any of it is pruned.
     - ``sparsegpt``: see ``transforms/prune``.
 
-    Of whole units, ``magnitude`` sums the squares of all weights that would go with one, ``wanda``
-    those of ``|W_ij| * ||X_j||`` over the columns through which it is felt: of ``attention.out``
-    for a head, of ``ffn.down`` for a channel, both for a block. Equal scores fall by a fixed lot:
-    codes of few bits tie often, and the order of columns must not decide.
+    Of whole units, ``magnitude`` sums the squares of all weights that would go with one; ``wanda``
+    those of ``|W_ij| * ||X_j||`` over the columns through which it is felt, of ``attention.out``
+    for a head, of ``ffn.down`` for a channel. Of blocks it is how much they turn the hidden states
+    of the calibration text, ``1 - cos`` (block influence: ShortGPT, Men et al., 2024, eq. 1): what
+    early blocks add is small and matters most. Equal scores fall by a fixed lot: codes of few bits
+    tie often, and the order of columns must not decide.
     """
 
     score: str = "wanda"
@@ -217,17 +219,31 @@ def _prune_blocks(
     model: Model, how: Pruning, calibration: Calibration, lot: torch.Generator
 ) -> None:
     """Blocks are compared over the whole model, so all are scored before one goes."""
-    scores = []
-    for index, seen in _walk(model, how.statistic, calibration):
-        units = blocks_of(model, index)
-        weights = {name: finite_weight(model, name).to(model.device) for name in units.layers}
-        scores.append(how.unit_scores(units, weights, seen, lot))
-    kept = best(torch.cat(scores).view(1, -1), "unstructured", how.sparsity, whole=True)
+    if how.calibrated:
+        scores = _influences(model, calibration)
+    else:
+        scores = []
+        for index in range(len(model.blocks)):
+            units = blocks_of(model, index)
+            weights = {name: finite_weight(model, name) for name in units.layers}
+            scores.append(float(how.unit_scores(units, weights, {}, lot)))
+    kept = best(torch.tensor([scores]), "unstructured", how.sparsity, whole=True)
     for index, stays in enumerate(kept.view(-1).tolist()):
         for name in () if stays else linear_layers(model, index):
             out_features, in_features = model.layers[name].shape
             none = torch.zeros(out_features + in_features, dtype=torch.bool, device=model.device)
             drop_lines(model, name, none[:out_features], none[out_features:])
+
+
+def _influences(model: Model, calibration: Calibration) -> list[float]:
+    """``1 - cos`` between what comes into a block and what leaves it, the mean over tokens."""
+    found = []
+    for block in calibration.blocks(model):
+        if block.index == len(model.blocks):
+            break
+        similar = torch.cosine_similarity(block.inputs().float(), block.outputs().float(), dim=-1)
+        found.append(1 - float(similar.double().mean()))
+    return found
 
 
 def best(score: Tensor, pattern: str, sparsity: float, whole: bool) -> Tensor:

@@ -137,17 +137,13 @@ def channels_of(model: Model, index: int) -> Units:
 
 
 def blocks_of(model: Model, index: int) -> Units:
-    """Block ``index`` as one unit: what it adds to the residual stream."""
-    columns, rows = {}, {}
+    """All of block ``index`` as one unit."""
+    rows = {}
     for layer in model.layers.values():
-        if layer.block != index:
-            continue
-        if layer.role in ("attention.out", "ffn.down"):
-            columns[layer.name] = torch.zeros(layer.shape[1], dtype=torch.long)
-        else:
-            all_rows = torch.arange(layer.shape[0])
-            rows[layer.name] = (torch.zeros_like(all_rows), all_rows)
-    return Units(1, columns, rows)
+        if layer.block == index:
+            each = torch.arange(layer.shape[0])
+            rows[layer.name] = (torch.zeros_like(each), each)
+    return Units(1, {}, rows)
 
 
 Ask = Callable[[Tensor], Sequence[Tensor]]
