@@ -30,9 +30,8 @@ class Method(Protocol):
     ``scale_dtype``, ``policy``, ``misfit``, ``calibration``, ``seed``): points that differ only
     there are one. ``calibrated`` says whether it looks at calibration text.
 
-    Some say more, by a ClassVar of their own: ``rescales = True``, that factors move between layers
-    before they are rounded, so that weights are those of another model of the same function; and
-    ``QUICK``, of a method that trains, options with which tests see all it does in little time.
+    A method that trains may have ``QUICK``, a ClassVar of options with which tests see all that it
+    does in little time.
     """
 
     version: ClassVar[int]

@@ -85,7 +85,6 @@ class AWQ:
     version: ClassVar[int] = 1
     ignores: ClassVar[frozenset[str]] = frozenset({"seed"})
     calibrated: ClassVar[bool] = True
-    rescales: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.grid < 3:
