@@ -150,6 +150,27 @@ def test_sparsegpt_moves_the_outputs_less_than_magnitude_and_wanda(pattern: str)
         assert ours < objective(full * other - full, hessian)
 
 
+@pytest.mark.parametrize("block_size", [16, 64])
+def test_sparsegpt_is_the_optimal_brain_surgeon_column_by_column(block_size: int) -> None:
+    full, hessian = weight(8), correlated(64)
+    mask, updated = Prune("sparsegpt", block_size=block_size).update(full, hessian)
+    damped = hessian.double() + 0.01 * hessian.diagonal().mean() * torch.eye(64)
+    inverses = [torch.linalg.inv(damped[j:, j:]) for j in range(64)]  # of what is still free
+    weights, kept = full.double(), torch.ones(8, 64, dtype=torch.bool)
+    for start in range(0, 64, block_size):
+        places = range(start, start + block_size)
+        losses = torch.stack([weights[:, j] ** 2 / inverses[j][0, 0] for j in places], 1)
+        order = losses.flatten().argsort()
+        chosen = torch.ones(losses.numel(), dtype=torch.bool)
+        chosen[order[: losses.numel() // 2]] = False
+        kept[:, start : start + block_size] = chosen.view(losses.shape)
+        for j in places:
+            gone = torch.where(kept[:, j], 0, weights[:, j]) / inverses[j][0, 0]
+            weights[:, j:] -= torch.outer(gone, inverses[j][0])
+    assert torch.equal(mask, kept)
+    torch.testing.assert_close(updated * mask, (weights * kept).float(), atol=1e-4, rtol=1e-4)
+
+
 def test_sparsegpt_on_a_diagonal_hessian_moves_nothing_and_takes_the_least_energy() -> None:
     full, diagonal = weight(), torch.linspace(1, 5, 64)
     mask, updated = Prune("sparsegpt", block_size=64).update(full, torch.diag(diagonal))

@@ -226,7 +226,7 @@ def quantized_layers(model: Model) -> dict[str, Quantized]:
 
 
 def beyond_codes(layers: Mapping[str, Quantized]) -> dict[str, list[str]]:
-    """Layers that are more than their codes: a kernel that multiplied these alone would be wrong."""
+    """Layers that are more than their codes: a kernel that took these alone would be wrong."""
     return {
         "masks of pruned weights": [n for n, x in layers.items() if x.quant.mask is not None],
         "corrections of low rank": [n for n, x in layers.items() if getattr(x, "correction", None)],
