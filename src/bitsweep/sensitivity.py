@@ -19,9 +19,9 @@ from bitsweep.record import Metric, Record
 LOSS = "loss"
 """The score made of a perplexity: ``loss/<text>`` stands for ``ppl/<text>``."""
 
-FREE = ("model", "policy", "bits", "label", "seed")
+FREE = ("model", "data", "policy", "bits", "label", "seed")
 """Columns in which a scored point may differ from the one it speaks for. The checkpoint's hash
-stands for the model's name; seeds are averaged over."""
+stands for the model's name; seeds are averaged over; scores may come from a text of their own."""
 
 Part = frozenset[str]
 """The layers that were quantized, by name."""

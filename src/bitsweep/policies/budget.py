@@ -45,6 +45,9 @@ class Budget:
     of an experiment whose Records score them. ``score``: what is minimised, ``loss`` (nats a
     token), ``kl_mean`` or any metric of those Records; without a text's name, of the first text.
 
+    Scores of the text that the point is measured on have seen what they are judged by. For a number
+    to quote, score on another text: ``data=text data.path=FILE`` in the sweep of ``policy=only``.
+
     What a method stores beyond its format (GPTQ's order of columns without static groups, masks of
     a pruned layer) is not in ``average_bits``; the row's ``bits_per_weight`` has it.
     """

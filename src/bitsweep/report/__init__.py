@@ -25,8 +25,8 @@ MERGED = "merged.json"
 """Beside ``records/``: the points of the grid that were one point with another, and why."""
 
 TABLES = (
-    "main", "tasks", "agreement", "latency", "heatmap", "seeds", "sensitivity", "correlation",
-    "budget",
+    "main", "tasks", "agreement", "error", "latency", "heatmap", "seeds", "sensitivity",
+    "correlation", "budget",
 )  # fmt: skip
 
 

@@ -18,8 +18,9 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from bitsweep.report import bars, labels
 from bitsweep.report.curves import Curve
-from bitsweep.report.frame import REFERENCE, whole
+from bitsweep.report.frame import is_reference, references, whole
 from bitsweep.report.front import front
+from bitsweep.report.labels import LEGEND_CAP
 from bitsweep.report.style import (
     COLUMN_IN,
     FAINT,
@@ -32,6 +33,9 @@ from bitsweep.report.style import (
     slug,
 )
 from bitsweep.report.tables import heat, primary, signed, speed_metric
+
+MOST_LINES = 6
+"""Of a legend, before the figure grows with it."""
 
 LINEAR_BELOW = 0.05
 """Per cent of change below which the perplexity axis is linear, so that 0 and less have a place."""
@@ -86,14 +90,14 @@ def figures(frame: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
 def _count(part: pd.DataFrame, x: str, y: str) -> int:
     if x not in part or y not in part:
         return 0
-    usable = (part["status"] == "ok") & (part["method"] != REFERENCE)
+    usable = (part["status"] == "ok") & ~references(part)
     return int((usable & part[x].notna() & part[y].notna()).sum())
 
 
 def appearance(frame: pd.DataFrame) -> dict[str, tuple[str, str]]:
     """Method -> colour and marker, the same in every figure of a report."""
     axes = labels.varying(frame)
-    rows = [row for row in labels.rows(frame) if row["method"] != REFERENCE]
+    rows = [row for row in labels.rows(frame) if not is_reference(row)]
     names = sorted({labels.grid(row, axes) for row in rows if row["status"] == "ok"})
     return {
         name: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)
@@ -126,7 +130,7 @@ def _front(
     points = [
         (row, marks[index])
         for index, row in zip(part.index, labels.rows(part), strict=True)
-        if row["status"] == "ok" and row["method"] != REFERENCE
+        if row["status"] == "ok" and not is_reference(row)
         and row.get(x) is not None and row.get(y) is not None
     ]  # fmt: skip
     higher = part.attrs["metrics"][x]["better"] == "higher"
@@ -149,9 +153,12 @@ def _front(
     low, high = axes.get_xlim()
     room = 0.18 * (high - low)  # for the names beside the front's outermost point
     axes.set_xlim(low - (0 if higher else room), high + (room if higher else 0))
-    wide = max(map(len, called.values())) > 9
+    longest = max(map(len, called.values()))
+    columns = 5 if longest <= 9 else 2 if longest <= LEGEND_CAP + 6 else 1
+    lines = math.ceil(len(called) / columns)
+    figure.set_figheight(2.5 + 0.13 * max(0, lines - MOST_LINES))
     axes.legend(
-        title=title or None, alignment="left", frameon=False, ncols=2 if wide else 5,
+        title=title or None, alignment="left", frameon=False, ncols=columns,
         loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.1, borderpad=0.2,
         handletextpad=0.1, columnspacing=1.2,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -22,6 +22,7 @@ REFERENCE = "full_precision"
 HARDWARE = ("engine", "threads", "device")
 Machines = dict[tuple[str, int | None], str]
 ENGINE = re.compile(r"\|engine:([^|]*)")
+CHANGED = ("transforms", "recover", "kv")
 OF_THE_POINT = re.compile(r"\|(engine|untouched):[^|]*")
 """Parts of a signature that say what the point is, not how it was measured."""
 
@@ -225,11 +226,28 @@ def _meaning(records: Sequence[Record], machines: Machines) -> dict[str, dict[st
     return dict(sorted(found.items()))
 
 
+def is_reference(row: Mapping[Any, Any]) -> bool:
+    """Whether a row is the full-precision model as it is.
+
+    A point of the method full_precision may have a transform, a quantized cache or a recovery.
+    """
+    given = [row[name] for name in CHANGED if name in row]
+    return bool(row["method"] == REFERENCE) and all(
+        value is None or value != value or value == "" for value in given
+    )
+
+
+def references(frame: pd.DataFrame) -> pd.Series:
+    """:func:`is_reference` of each row."""
+    found = [is_reference(row) for row in frame.to_dict("records")]
+    return pd.Series(found, index=frame.index, dtype=bool)
+
+
 def _order(row: dict[str, Any]) -> tuple[Any, ...]:
     group = row.get("group_size")
     return (
         str(row["model"]),
-        row.get("method") != REFERENCE,
+        not is_reference(row),
         *(str(row.get(name) or "") for name in ORDER),
         -(row.get("bits") or 0),
         float("inf") if group is None or group <= 0 else group,

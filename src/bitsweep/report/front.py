@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from bitsweep.report.frame import REFERENCE, whole
+from bitsweep.report.frame import references, whole
 
 Numbers = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -34,7 +34,7 @@ def front(frame: pd.DataFrame, x: str, y: str) -> pd.Series:
     sizes are taken as they are.
     """
     marks = pd.Series("", index=frame.index, dtype=object)
-    reference = (frame["method"] == REFERENCE) & (frame["status"] == "ok")
+    reference = references(frame) & (frame["status"] == "ok")
     marks[reference] = "reference"
     if x not in frame or y not in frame:
         return marks

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from bitsweep.report.frame import HARDWARE, REFERENCE
+from bitsweep.report.frame import HARDWARE, REFERENCE, is_reference, references
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, QuantSpec
 
 Row = Mapping[str, Any]
@@ -38,7 +38,7 @@ def varying(frame: pd.DataFrame) -> list[str]:
     """Axes that take several values among one model's quantized points, beside the usual ones."""
     names = list(frame.columns)
     axes = names[names.index("model") : names.index("point_id")] if "point_id" in names else []
-    quantized = frame[frame["method"] != REFERENCE]
+    quantized = frame[~references(frame)]
     once = {"calibration.seed"} if _alike(quantized, "calibration.seed", "seed") else set()
     return [
         axis
@@ -63,15 +63,16 @@ def _values(column: pd.Series) -> set[str]:
 
 def method(row: Row, axes: Sequence[str] = ()) -> str:
     """``gptq``, ``gptq (prefix=full_precision)``, ``gptq seed=1`` where seeds vary."""
-    if row["method"] == REFERENCE:
+    if is_reference(row):
         return "full precision"
-    words = [row["method"]]
+    words = ["full precision" if row["method"] == REFERENCE else row["method"]]
     if row.get("method_options"):
         words.append(f"({row['method_options']})")
     for axis in axes:
         value = row.get(axis)
         if not missing(value) and value != "":
-            words.append(str(value) if axis in ("transforms", "recover") else f"{axis}={value}")
+            name = axis if axis.endswith("seed") else axis.removeprefix("calibration.")
+            words.append(str(value) if axis in ("transforms", "recover") else f"{name}={value}")
     return " ".join(words)
 
 

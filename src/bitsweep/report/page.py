@@ -18,7 +18,7 @@ import pandas as pd
 from bitsweep.report import labels, sensitivity
 from bitsweep.report.curves import Curve
 from bitsweep.report.figures import MARKERS, appearance, baseline
-from bitsweep.report.frame import REFERENCE
+from bitsweep.report.frame import is_reference, references
 from bitsweep.report.front import front
 from bitsweep.report.tables import change, heat, metrics, primary, speed_metric
 
@@ -108,7 +108,7 @@ def _base(frame: pd.DataFrame, y: list[str]) -> dict[str, dict[str, float]]:
     """model -> metric -> full precision's value, drawn as a dotted line."""
     found: dict[str, dict[str, float]] = {}
     for model, part in frame.groupby("model"):
-        reference = part[(part["method"] == REFERENCE) & (part["status"] == "ok")]
+        reference = part[references(part) & (part["status"] == "ok")]
         values = {}
         for name in y:
             ratio = frame.attrs["metrics"][name]["delta"] == "ratio"
@@ -133,7 +133,7 @@ def _rows(frame: pd.DataFrame, numbers: list[str], quality: str | None) -> list[
                 "status": row["status"],
                 "reason": (row.get("reason") or "").split("\n")[0] or None,
                 "label": row.get("label") or row["run_id"],
-                "reference": row["method"] == REFERENCE,
+                "reference": is_reference(row),
                 "name": labels.grid(row, axes),
                 "weights": labels.weights(row),
                 "policy": "only" if row.get("only") else row.get("policy"),

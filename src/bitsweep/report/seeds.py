@@ -9,7 +9,7 @@ from typing import Literal
 import pandas as pd
 
 from bitsweep.report import labels
-from bitsweep.report.frame import REFERENCE
+from bitsweep.report.frame import is_reference
 from bitsweep.report.labels import Row
 from bitsweep.report.sheet import Line, Sheet
 
@@ -25,7 +25,7 @@ def repeated(frame: pd.DataFrame) -> list[list[Row]]:
             if n not in (*SEEDS, "label")]  # fmt: skip
     found: dict[tuple[str, ...], list[Row]] = {}
     for row in labels.rows(frame):
-        if row["status"] == "ok" and row["method"] != REFERENCE:
+        if row["status"] == "ok" and not is_reference(row):
             key = (str(row["experiment"]), *(str(row.get(axis)) for axis in axes))
             found.setdefault(key, []).append(row)
     return [rows for rows in found.values() if len({_seeds(row) for row in rows}) > 1]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from bitsweep.report import labels, seeds, sensitivity
-from bitsweep.report.frame import REFERENCE, whole
+from bitsweep.report.frame import REFERENCE, is_reference, whole
 from bitsweep.report.front import front
 from bitsweep.report.labels import Row
 from bitsweep.report.sheet import Line, Sheet
@@ -60,6 +60,7 @@ def sheets(
     for name, title, columns in (
         ("tasks", "Tasks", _tasks(frame)),
         ("agreement", "Agreement with full precision", _agreement(frame)),
+        ("error", "Relative error of rounding", _errors(frame)),
     ):
         if columns:
             made[name] = _sheet(title, frame, columns, size_marks, provenance)
@@ -97,7 +98,7 @@ def signed(value: float, digits: int) -> str:
 def change(row: Row, metric: str, kind: str | None, scale: float = 1.0) -> str:
     """``+1.2 [+1.0, +1.4]``: per cent for a ratio, else the difference times ``scale``."""
     values = [row.get(f"{metric}.delta{end}") for end in ("", ".lo", ".hi")]
-    itself = row["method"] == REFERENCE and values[1] == values[2]
+    itself = is_reference(row) and values[1] == values[2]
     if itself or any(labels.missing(v) for v in values):
         return ""
     value, lo, hi = ((v - 1) * 100 if kind == "ratio" else v * scale for v in values)  # type: ignore[operator]
@@ -178,6 +179,16 @@ def _agreement(frame: pd.DataFrame) -> list[Column]:
             scale = _percent(frame, name) if kind in ("top1", "rougeL_fp") else 1.0
             columns.append(_plain(f"{head} {_text(name)}", name, digits, scale))
     return columns
+
+
+def _errors(frame: pd.DataFrame) -> list[Column]:
+    """Means over the quantized layers, and of the last hidden state."""
+    return _present(
+        frame,
+        ("weights", "weight_error", 4),
+        ("layer outputs", "output_error", 4),
+        ("last hidden state", "hidden_error", 4),
+    )
 
 
 def _latency(frame: pd.DataFrame) -> list[Column]:

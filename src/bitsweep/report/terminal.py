@@ -41,7 +41,12 @@ def show(report: Report, console: Console | None = None, next_command: str = "")
     frame = report.frame
     rows = labels.rows(frame.assign(front=front(frame, "file_mib", primary(frame) or "")))
     for model in dict.fromkeys(row["model"] for row in rows if row["status"] == "ok"):
-        console.print(_table(frame, [row for row in rows if row["model"] == model], model))
+        own = [row for row in rows if row["model"] == model]
+        alone = sum(row.get("only") is not None and row["status"] == "ok" for row in own)
+        if alone:
+            console.print(Text(f"{model}: {alone} parts were quantized alone"))
+        if any(row["front"] for row in own):
+            console.print(_table(frame, own, model))
     failed = [row for row in rows if row["status"] == "failed"]
     for reason, names in labels.by_reason(failed):
         console.print(Text(f"failed ({len(names)}): {', '.join(names)}: {reason}", style="red"))
