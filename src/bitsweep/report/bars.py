@@ -59,7 +59,7 @@ def _bars(table: pd.DataFrame, title: str) -> Figure:
 
 def _depth(curves: Sequence[Curve], title: str) -> Figure:
     """Relative error of the hidden states, one line a point; 0 is left out of the log axis."""
-    figure = Figure(figsize=(COLUMN_IN, 2.5), layout="constrained")
+    figure = Figure(figsize=(COLUMN_IN, 2.2 + 0.12 * len(curves)), layout="constrained")
     axes = figure.add_subplot()
     for index, curve in enumerate(curves):
         known = [(depth, error) for depth, error in enumerate(curve.errors) if error > 0]
