@@ -11,7 +11,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from bitsweep import policies
+from bitsweep import formats, policies
 from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Block, Calibration, CalibrationSpec, Hessian
 from bitsweep.data import TextSource
@@ -20,7 +20,7 @@ from bitsweep.linear import quantized_spec
 from bitsweep.methods.gptq import GPTQ, inverse_factor
 from bitsweep.models import Model
 from bitsweep.policies import Policy, Rule
-from bitsweep.spec import PER_CHANNEL, PER_TENSOR, Plan, QuantSpec
+from bitsweep.spec import PER_CHANNEL, PER_TENSOR, SCALE_DTYPES, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
 
 W4 = QuantSpec(4, 32)
@@ -177,6 +177,120 @@ def test_a_hessian_that_is_not_positive_definite_raises_the_damping(
 def test_impossible_options_name_their_key(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         GPTQ(**options)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------ every format
+
+
+def specs(bits: tuple[float, ...]) -> list[QuantSpec]:
+    """Every format at the first of ``bits``, and a group size, that it takes."""
+    found = []
+    for name in formats.names():
+        every = [
+            QuantSpec(width, group_size, symmetric, name, scale_dtype)
+            for width in bits
+            for group_size in (32, 16, PER_TENSOR)
+            for symmetric in (False, True)
+            for scale_dtype in SCALE_DTYPES
+        ]
+        fits = [spec for spec in every if formats.get(name).skip(spec) is None]
+        found += fits[:1]
+    return found
+
+
+ALL = specs((4, 8, 6, 2, 1, 1.6))
+
+
+def test_no_format_is_left_out() -> None:
+    assert {spec.format for spec in ALL} == set(formats.names())
+
+
+@pytest.mark.parametrize("spec", ALL, ids=str)
+def test_in_every_format_independent_inputs_give_round_to_nearest(spec: QuantSpec) -> None:
+    weight, hessian = layer()
+    vector = formats.get(spec.format).vector(spec)
+    diagonal = hessian.diagonal()  # one for all columns of a vector: there is no order in it
+    apart = diagonal if vector == 1 else diagonal[::vector].repeat_interleave(vector)
+    ours = GPTQ().quantize(weight, torch.diag(apart), spec)
+    nearest = QuantTensor.quantize(weight, spec, ours.params)
+    assert torch.equal(ours.dequantize(), nearest.dequantize())
+
+
+@pytest.mark.parametrize("method", [GPTQ(), PLAIN], ids=str)
+@pytest.mark.parametrize("spec", ALL, ids=str)
+def test_in_every_format_the_objective_is_below_that_of_rounding(
+    spec: QuantSpec, method: GPTQ
+) -> None:
+    weight, hessian = layer()
+    ours = objective(weight, method.quantize(weight, hessian, spec).dequantize(), hessian)
+    nearest = objective(weight, QuantTensor.quantize(weight, spec).dequantize(), hessian)
+    assert ours < nearest
+
+
+@pytest.mark.parametrize("name", ["codebook", "vector2", "vector4", "vector8"])
+def test_more_bits_less_objective(name: str) -> None:
+    weight, hessian = layer()
+    vector = formats.get(name).vector(QuantSpec(1, format=name))
+    errors = []
+    for width in range(1, 9):
+        spec = QuantSpec(width / vector, PER_TENSOR, format=name)
+        errors.append(
+            objective(weight, GPTQ().quantize(weight, hessian, spec).dequantize(), hessian)
+        )
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_a_vector_is_the_entry_that_adds_least_to_the_objective() -> None:
+    """Of one vector alone, the objective is that of the whole layer: every entry is tried."""
+    weight, hessian = layer(16, 4)
+    spec = QuantSpec(1, PER_TENSOR, format="vector4", scale_dtype="float32")
+    ours = replace(PLAIN, damping=1e-6).quantize(weight, hessian, spec)
+    entries = ours.params["codebook"][0, 0]
+    costs = [
+        objective(row - entry, torch.zeros(1, 4), hessian) for row in weight for entry in entries
+    ]
+    best = torch.tensor(costs).view(len(weight), len(entries)).argmin(1)
+    assert torch.equal(ours.codes.view(-1).long(), best)
+
+
+@pytest.mark.parametrize("group_size", [PER_TENSOR, PER_CHANNEL, 32])
+@pytest.mark.parametrize("method", [GPTQ(), GPTQ(static_groups=False)], ids=str)
+def test_layers_that_share_inputs_are_as_by_themselves(method: GPTQ, group_size: int) -> None:
+    (one, hessian), (two, _) = layer(), layer(24, seed=1)
+    spec = QuantSpec(4, group_size)
+    both = method.quantize_together([one, two], hessian, spec, "", [None, None])
+    for weight, quant in zip((one, two), both, strict=True):
+        assert torch.equal(quant.codes, method.quantize(weight, hessian, spec).codes)
+
+
+# ------------------------------------------------------------------------------ masks
+
+
+@pytest.mark.parametrize("method", [GPTQ(), PLAIN], ids=str)
+@pytest.mark.parametrize(
+    "spec", [W4, *(spec for spec in ALL if spec.format in ("nf", "codebook", "vector2"))], ids=str
+)
+def test_pruned_weights_stay_zero_and_the_others_make_up_for_them(
+    spec: QuantSpec, method: GPTQ
+) -> None:
+    weight, hessian = layer()
+    mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(2)) > 0.3
+    pruned = weight * mask
+    jointly = method.quantize(weight, hessian, spec, mask=mask)
+    after = method.quantize(weight, hessian, spec).masked(mask).dequantize()
+    assert not jointly.dequantize()[~mask].any()
+    joint = method.quantize(pruned, hessian, spec, mask=mask).dequantize()
+    assert torch.equal(joint, jointly.dequantize())  # what a pruned weight was does not count
+    plain = method.quantize(pruned, hessian, spec).masked(mask).dequantize()
+    assert objective(pruned, joint, hessian) < objective(pruned, plain, hessian)
+    assert objective(pruned, joint, hessian) < objective(pruned, after, hessian)
+
+
+def test_nothing_pruned_is_no_mask() -> None:
+    weight, hessian = layer()
+    mask = torch.ones_like(weight, dtype=torch.bool)
+    ours = GPTQ().quantize(weight, hessian, W4, mask=mask)
+    assert torch.equal(ours.codes, GPTQ().quantize(weight, hessian, W4).codes)
 
 
 # ------------------------------------------------------------------------------ in a model
