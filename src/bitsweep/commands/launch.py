@@ -114,6 +114,10 @@ def _single(overrides: list[str], config_dir: str | None, argv: list[str]) -> in
         session.progress.close()
         print("stopped; nothing of this point was kept", file=sys.stderr)
         return cli.STOPPED
+    from bitsweep.commands.plan import slack
+
+    if slack(candidate):
+        print(f"budget  {slack(candidate)}")
     for record in session.outcomes[-1].records:
         print(f"{record.kind:<8}bitsweep show {record.run_id[:12]}")
     print(f"next    {_report_command(wanted.point)}")

@@ -71,6 +71,7 @@ def _print(candidates: Sequence[Candidate], artifacts: Artifacts) -> None:
             total += cost.wall_s
             rough |= not cost.known
             note = f"about {duration(cost.wall_s)}"
+        note = "; ".join(part for part in (note, slack(candidate)) if part)
         name = f"{candidate.job.point.model.name} {candidate.label}"
         print(f"{number:>3}  {candidate.fate:<8}{name:<{width}}  {note}".rstrip())
     fates = Counter(candidate.fate for candidate in candidates)
@@ -83,6 +84,14 @@ def _print(candidates: Sequence[Candidate], artifacts: Artifacts) -> None:
     )
     tail = f"; about {duration(total)} ({source})" if fates["run"] else ""
     print(f"{len(candidates)} points: {', '.join(counts)}{tail}")
+
+
+def slack(candidate: Candidate) -> str:
+    """Of a budget: what its allocation stores, and what it leaves; empty for other policies."""
+    notes = {} if candidate.prepared is None else candidate.prepared.plan.notes
+    if "spent_bits" not in notes:
+        return ""
+    return f"{notes['spent_bits']:.4f} bits per weight, {notes['slack_bytes']} bytes to spare"
 
 
 def _history(candidates: Iterable[Candidate]) -> list[Record]:
