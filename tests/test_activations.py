@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
+import desk
 import pytest
 import tiny
 import torch
@@ -20,6 +22,7 @@ from bitsweep.linear import QuantLinear
 from bitsweep.methods.rtn import RTN
 from bitsweep.models import Model
 from bitsweep.policies import Policy, Rule
+from bitsweep.record import Record
 from bitsweep.spec import InputSpec, Plan, QuantSpec
 
 UNIFORM = Policy("uniform", (Rule(role="linear"),))
@@ -388,3 +391,19 @@ def test_static_ranges_are_counted_in_the_file(model: Model, calibration: Calibr
 def test_plan_with_inputs_survives_json(model: Model) -> None:
     plan = policies.make(UNIFORM, model, W8, inputs=inputs(4, adaptive=(4, 8), threshold=0.1))
     assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_the_row_says_what_was_asked_and_the_average_that_was_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = desk.lay(tmp_path)
+    assert table("run", "bits=8", "input=adaptive", "input.threshold=0", "kv.bits=8") == 0
+    record = Record.from_json(json.loads(table.records("adhoc")[0].read_text()))
+    assert record.point["label"] == "rtn w8g64 a4~6~8@0 kv8 uniform"
+    assert record.metrics["input_bits/text"].value == 8
+    assert table("run", "bits=8", "input.bits=1") == 0
+    for wrong in ("input.per=row", "input.format=nt", "input.bits=17", "kv.group_size=0"):
+        capsys.readouterr()
+        assert table("run", "input.bits=8", wrong) == 2
+        assert wrong in capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 import records
 
 from bitsweep.errors import UserError
-from bitsweep.report.frame import frame
+from bitsweep.report.frame import frame, references
 
 
 def one(table: pd.DataFrame, label: str) -> pd.Series:
@@ -147,3 +147,12 @@ def test_a_report_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_full_precision_with_a_quantized_cache_is_not_the_reference():
+    plain, cache = (records.record("full_precision", None, None, None) for _ in range(2))
+    cache.run_id = cache.point_id = "cache"
+    cache.point = {**cache.point, "kv": "w4"}
+    table = frame([cache, plain])
+    assert references(table).tolist() == [True, False]
+    assert table["kv"].tolist() == [None, "w4"]
