@@ -252,7 +252,7 @@ OVERRIDES = {
 }
 KEYS = {
     "awq": ROUNDING,
-    "auto_round": {**ROUNDING, "iters": "method.iters", "batch": "method.batch"},
+    "auto_round": {**ROUNDING, "iters": "method.iterations", "batch": "method.batch"},
     "smooth": {"strength": "transforms.smooth.strength"},
     "wanda": {"sparsity": "transforms.prune.sparsity", "pattern": "transforms.prune.pattern"},
     "sparsegpt": {"sparsity": "transforms.prune.sparsity", "pattern": "transforms.prune.pattern"},
