@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from bitsweep.report import labels
 from bitsweep.report.curves import Curve
@@ -75,6 +76,10 @@ def _depth(curves: Sequence[Curve], title: str) -> Figure:
             label=curve.label,
         )
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(axis="y", which="minor", labelsize=5)
     axes.set_xlabel("blocks behind it")
     axes.set_ylabel("relative error of the hidden state")
     axes.grid(axis="y", color=PALE, lw=0.5)

@@ -154,7 +154,7 @@ def _front(
     room = 0.18 * (high - low)  # for the names beside the front's outermost point
     axes.set_xlim(low - (0 if higher else room), high + (room if higher else 0))
     longest = max(map(len, called.values()))
-    columns = 5 if longest <= 9 else 2 if longest <= LEGEND_CAP + 6 else 1
+    columns = 5 if longest <= 9 else 2 if longest <= LEGEND_CAP else 1
     lines = math.ceil(len(called) / columns)
     figure.set_figheight(2.5 + 0.13 * max(0, lines - MOST_LINES))
     axes.legend(
