@@ -15,6 +15,7 @@ from bitsweep.errors import UserError
 GIVEN = {
     ("data", "text"): ["data.path=x.txt"],
     ("calibration", "text"): ["calibration.source.path=x.txt"],
+    ("policy", "only"): ["policy.only=each:layer"],
 }
 """What a file marks as the user's to give."""
 
