@@ -156,13 +156,13 @@ def end_to_end(inputs: Inputs, work: Path) -> list[Row]:
             if not file.exists():
                 continue
             order = ORDERS[peer]
-            weights, cost = _ours(inputs, case, order)
-            ours = inputs.losses(weights)
-            rows.append(_row(case, "bitsweep", order, inputs, ours, full, cost))
+            weights, cost = ours(inputs, case, order)
+            mine = inputs.losses(weights)
+            rows.append(_row(case, "bitsweep", order, inputs, mine, full, cost))
             report = json.loads((work / peer / "report.json").read_text())
             theirs = inputs.losses(load_file(file))
             row = _row(case, peer, order, inputs, theirs, full, report["runs"][case["name"]])
-            ratio = stats.perplexity_ratio(ours.numpy(), theirs.numpy(), _predicted(inputs))
+            ratio = stats.perplexity_ratio(mine.numpy(), theirs.numpy(), _predicted(inputs))
             row["ours_over_theirs"] = round(ratio.value, 5)
             row["lo"], row["hi"] = round(ratio.lo, 5), round(ratio.hi, 5)
             rows.append(row)
@@ -178,7 +178,7 @@ def anchor(inputs: Inputs) -> float:
     return round(float(torch.exp(losses.sum() / predicted)), 4)
 
 
-def _ours(inputs: Inputs, case: Row, order: str) -> tuple[dict[str, Tensor], Row]:
+def ours(inputs: Inputs, case: Row, order: str) -> tuple[dict[str, Tensor], Row]:
     """Dense weights of our GPTQ, codes chosen with float32 scales as the peers', and the cost."""
     spec = LayerSpec(QuantSpec(case["bits"], GROUP_SIZE, True, scale_dtype="float32"))
     plan = Plan(dict.fromkeys(inputs.layers, spec))

@@ -98,7 +98,7 @@ SCRIPTS = [
 # ------------------------------------------------------------------------- weight by weight
 
 
-def values(inputs: Inputs, work: Path) -> list[Row]:
+def values(work: Path) -> list[Row]:
     """A row for each case whose peer answers for single weights: codes or values that differ."""
     weights = load_file(work / "in" / "weights.safetensors")
     rows = []

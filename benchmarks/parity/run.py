@@ -1,4 +1,4 @@
-"""GPTQ and round-to-nearest beside the public implementations: ``python benchmarks/parity/run.py``.
+"""Our methods beside the public implementations: ``python benchmarks/parity/run.py``.
 
 Creates the peers' environments when they are missing (``$BITSWEEP_PEERS``, else ``.parity/``),
 hands each the same model, token ids, weights and Hessians, runs ours, and writes
@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import environments
 import gptq
 import inputs
+import methods
 import report
 import rtn
 import torch
@@ -31,6 +33,7 @@ SCRIPTS = [
     ("llmcompressor", "compressed_tensors_rtn", "compressed_tensors"),
     ("llmcompressor", "llmcompressor_gptq", "llmcompressor"),
     ("gptqmodel", "gptqmodel_gptq", "gptqmodel"),
+    *methods.SCRIPTS,
 ]
 """Environment, script, and the folder below the work folder that it fills."""
 
@@ -52,11 +55,15 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     given = inputs.load(options.model, options.text, options.work)
     settings = {"cases": gptq.CASES, "grids": rtn.GRIDS, "block_size": gptq.BLOCK_SIZE}
+    settings["methods"] = methods.CASES
     inputs.write(given, options.work, settings)
     for name, script, folder in SCRIPTS:
-        if not (options.reuse and (options.work / folder / "report.json").exists()):
+        if not options.reuse:
+            shutil.rmtree(options.work / folder, ignore_errors=True)
+        if not (options.work / folder / "report.json").exists():
             environments.run(name, script, options.work, options.threads)
     end_to_end = gptq.end_to_end(given, options.work)
+    others = methods.end_to_end(given, options.work)
     results = {
         "about": _about(given, options.work, options.threads),
         "end_to_end": end_to_end,
@@ -64,6 +71,10 @@ def main() -> None:
         "same_tokens": gptq.same_tokens(given, options.work),
         "layers": gptq.layers(given, options.work),
         "rtn": rtn.compare(options.work),
+        "awq_windows": inputs.WINDOWS // 4,
+        "values": methods.values(options.work),
+        "methods": others,
+        "method_verdicts": methods.verdicts(others),
     }
     report.write(results, options.out)
     print(f"{options.out / 'README.md'}")

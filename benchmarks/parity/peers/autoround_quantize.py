@@ -12,9 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 def main() -> None:
     exchange = Exchange("autoround", ("auto-round", "transformers", "torch"))
     path = exchange.settings["model"]
-    for case in exchange.settings["methods"]:
-        if case["peer"] != "auto-round":
-            continue
+    for case in exchange.cases("auto-round"):
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         tokens = exchange.tokens(case["draw"])[: case["windows"]]
         rows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in tokens]

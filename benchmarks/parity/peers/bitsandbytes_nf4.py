@@ -9,9 +9,7 @@ from exchange import Exchange
 
 def main() -> None:
     exchange = Exchange("bitsandbytes", ("bitsandbytes", "torch"))
-    for case in exchange.settings["methods"]:
-        if case["peer"] != "bitsandbytes":
-            continue
+    for case in exchange.cases("bitsandbytes"):
         out = {}
         with exchange.timed(case["name"]):
             for name, weight in exchange.weights().items():

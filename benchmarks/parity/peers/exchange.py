@@ -39,6 +39,16 @@ class Exchange:
             "versions": {name: importlib.metadata.version(name) for name in packages},
             "runs": {},
         }
+        earlier = self.out / "report.json"
+        if earlier.exists():  # a run that was broken off goes on behind its last case
+            self.report["runs"] = json.loads(earlier.read_text())["runs"]
+
+    def cases(self, peer: str) -> Iterator[dict[str, Any]]:
+        """The cases of ``peer`` that are still to be run; what was done is kept after each."""
+        for case in self.settings["methods"]:
+            if case["peer"] == peer and case["name"] not in self.report["runs"]:
+                yield case
+                self.finish()
 
     def tokens(self, draw: int = 0) -> Tensor:
         """The windows of one of the calibration draws, int64 ``(windows, window)``."""

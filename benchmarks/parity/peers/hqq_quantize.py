@@ -10,9 +10,7 @@ from hqq.core.quantize import Quantizer
 def main() -> None:
     exchange = Exchange("hqq", ("hqq", "torch"))
     weights = exchange.weights()
-    for case in exchange.settings["methods"]:
-        if case["peer"] != "hqq":
-            continue
+    for case in exchange.cases("hqq"):
         out = {}
         with exchange.timed(case["name"]):
             for name, weight in weights.items():

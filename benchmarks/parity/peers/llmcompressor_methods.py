@@ -54,9 +54,7 @@ def recipe(case: dict[str, Any]) -> list[Any]:
                 )
             ]
         case "rotate":
-            spin = SpinQuantModifier(
-                rotations=["R1", "R2"], transform_type="random-hadamard", randomize=True
-            )
+            spin = SpinQuantModifier(rotations=["R1", "R2"], transform_type="random-hadamard")
             return [spin, rounding(case)]
     raise ValueError(case["method"])
 
@@ -72,9 +70,7 @@ def dense(module: nn.Module) -> torch.Tensor:
 
 def main() -> None:
     exchange = Exchange("llmcompressor_methods", ("llmcompressor", "compressed-tensors", "torch"))
-    for case in exchange.settings["methods"]:
-        if case["peer"] != "llm-compressor":
-            continue
+    for case in exchange.cases("llm-compressor"):
         torch.manual_seed(case["seed"])
         model = AutoModelForCausalLM.from_pretrained(
             exchange.settings["model"], dtype=torch.float32

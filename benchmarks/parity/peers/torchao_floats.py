@@ -33,9 +33,7 @@ def cast(weight: Tensor, case: dict[str, Any]) -> Tensor:
 
 def main() -> None:
     exchange = Exchange("torchao_floats", ("torchao", "torch"))
-    for case in exchange.settings["methods"]:
-        if case["peer"] != "torchao":
-            continue
+    for case in exchange.cases("torchao"):
         with exchange.timed(case["name"]):
             out = {
                 f"{name}/weight": cast(weight.clone(), case)
