@@ -63,7 +63,7 @@ class QAT:
 
     start: str = "rtn"
     steps: int = 100
-    lr: float = 0.003
+    lr: float = 0.01
     batch: int = 4
     estimator: str = "ste"
     learn_steps: bool = True
@@ -72,8 +72,12 @@ class QAT:
     version: ClassVar[int] = 1
     ignores: ClassVar[frozenset[str]] = frozenset()
     calibrated: ClassVar[bool] = True
-    QUICK: ClassVar[Mapping[str, Any]] = {"steps": 2, "batch": 2}
-    """Options with which a test sees all that the method does in little time."""
+    QUICK: ClassVar[Mapping[str, Any]] = {"steps": 2, "batch": 2, "lr": 0.001}
+    """Options with which a test sees all that the method does in little time.
+
+    With so small an ``lr`` the result is the start's up to a few codes, and more bits are less
+    weight error; training proper leaves the weights for others, which is what it is for.
+    """
 
     def __post_init__(self) -> None:
         if self.estimator not in ESTIMATORS:
