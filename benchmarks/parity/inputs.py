@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from bitsweep import data, models
 from bitsweep.artifacts import Artifacts
-from bitsweep.calibration import Calibration, CalibrationSpec, Hessian
+from bitsweep.calibration import Calibration, CalibrationSpec
 from bitsweep.data import TextSource
 from bitsweep.forward import scores
 from bitsweep.models import Model, ModelSource
+from bitsweep.statistics import Hessian
 
 WINDOWS, WINDOW, SEED = 64, 512, 0
 DRAWS = 3
@@ -74,7 +75,7 @@ def load(model_path: Path, text: Path, work: Path) -> Inputs:
     hessians: dict[str, Tensor] = {}
     for index in range(len(model.blocks)):
         for names, value in calibration.full_precision(index, Hessian).items():
-            hessians |= dict.fromkeys(names.split(","), value)
+            hessians |= dict.fromkeys(names, value)
     windows = data.windows(data.tokens(valid, model, artifacts), WINDOW)
     return Inputs(
         model=model,
