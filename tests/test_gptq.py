@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bitsweep import formats, policies
 from bitsweep.artifacts import Artifacts
-from bitsweep.calibration import Block, Calibration, CalibrationSpec, Hessian
+from bitsweep.calibration import Block, Calibration, CalibrationSpec
 from bitsweep.data import TextSource
 from bitsweep.errors import UserError
 from bitsweep.linear import quantized_spec
@@ -21,6 +21,7 @@ from bitsweep.methods.gptq import GPTQ, inverse_factor
 from bitsweep.models import Model
 from bitsweep.policies import Policy, Rule
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, SCALE_DTYPES, Plan, QuantSpec
+from bitsweep.statistics import Hessian
 from bitsweep.tensor import QuantTensor
 
 W4 = QuantSpec(4, 32)

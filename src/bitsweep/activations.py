@@ -370,13 +370,10 @@ def install(model: Model, plan: Plan, calibration: Calibration) -> None:
     for name, layer in plan.layers.items():
         if layer.input is not None and _layer(model, name).input_quantizer is None:
             wanted[name] = layer.input
-    static: dict[int, list[str]] = {}
     for name, spec in wanted.items():
         if spec.range == "dynamic":
             _layer(model, name).input_quantizer = InputQuantizer(spec)
-        else:
-            place = model.layers[name].block
-            static.setdefault(len(model.blocks) if place is None else place, []).append(name)
+    static = model.by_block(name for name, spec in wanted.items() if spec.range != "dynamic")
     for block in calibration.blocks(model) if static else ():
         names = static.pop(block.index, [])
         samples = block.observe(names, Sample)

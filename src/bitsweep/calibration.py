@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from bitsweep.data import TextSource
 from bitsweep.errors import UserError
 from bitsweep.models import Model
 from bitsweep.replay import BATCH_TOKENS, Replay
+from bitsweep.statistics import Statistic, values
 
 VERSION = 1
 """Of the statistics that are kept on disk."""
@@ -70,39 +71,7 @@ class RandomTokens:
         return known[torch.randint(len(known), (count,), generator=generator)]
 
 
-class Statistic(Protocol):
-    """What a layer's input is reduced to while it streams by."""
-
-    def __init__(self, features: int, device: torch.device) -> None: ...
-
-    def add(self, inputs: Tensor) -> None:
-        """Take in ``inputs`` ``(tokens, features)``."""
-
-    def value(self) -> Tensor:
-        """The result, float32."""
-
-
 S = TypeVar("S", bound=Statistic)
-
-
-class Hessian:
-    """``X^T X / tokens`` ``(in, in)`` of a layer's inputs: half the Hessian of its squared error.
-
-    Each batch's product is float32, their sum float64: a long calibration loses nothing. GPTQ's
-    code has a factor 2, which neither the codes nor damping relative to the diagonal feel.
-    """
-
-    def __init__(self, features: int, device: torch.device) -> None:
-        self._sum = torch.zeros(features, features, dtype=torch.float64, device=device)
-        self._tokens = 0
-
-    def add(self, inputs: Tensor) -> None:
-        inputs = inputs.float()
-        self._sum += inputs.T @ inputs
-        self._tokens += inputs.shape[0]
-
-    def value(self) -> Tensor:
-        return (self._sum / max(1, self._tokens)).float()
 
 
 class Block:
@@ -320,11 +289,13 @@ class Calibration:
                 replay.run(index - 1, after_batch=_nothing, keep=True)
             yield Block(replay, index)
 
-    def full_precision(self, index: int, statistic: type[Statistic]) -> dict[str, Tensor]:
+    def full_precision(
+        self, index: int, statistic: type[Statistic]
+    ) -> dict[tuple[str, ...], Tensor]:
         """A statistic of the inputs of every layer of block ``index``, in the full-precision model.
 
-        Made once for a checkpoint and a set of windows, then found; keys are comma-separated
-        names of the layers that share the tensor. Asked for in order, it costs one walk in all.
+        By the layers that share the tensor. Made once for a checkpoint and a set of windows, then
+        found; asked for in order, it costs one walk in all.
         """
         key = {
             "checkpoint": self.model.content,
@@ -334,7 +305,8 @@ class Calibration:
             "version": VERSION,
         }
         kind = statistic.__name__.lower()
-        return self.artifacts.get(kind, key, lambda: self._observe_source(index, statistic))
+        found = self.artifacts.get(kind, key, lambda: self._observe_source(index, statistic))
+        return {tuple(names.split(",")): value for names, value in found.items()}
 
     def _observe_source(self, index: int, statistic: type[Statistic]) -> dict[str, Tensor]:
         if self._walk is None or index < self._next:
@@ -345,17 +317,10 @@ class Calibration:
                 break
         else:
             raise IndexError(f"block {index} of {len(self.model.blocks)}")
-        here = index if index < len(self.model.blocks) else None
-        names = [
-            layer.name
-            for layer in self.model.layers.values()
-            if layer.block == here and layer.kind != "embedding"
-        ]
-        found = block.observe(names, statistic)
-        readers: dict[int, list[str]] = {}
-        for name, shared in found.items():
-            readers.setdefault(id(shared), []).append(name)
-        return {",".join(names): found[names[0]].value().cpu() for names in readers.values()}
+        layers = self.model.layers.values()
+        linear = self.model.by_block(x.name for x in layers if x.kind != "embedding")
+        found = block.observe(linear.get(index, []), statistic)
+        return {",".join(names): value.cpu() for names, value in values(found).items()}
 
 
 def _nothing() -> None:

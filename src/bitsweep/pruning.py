@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from bitsweep.calibration import Calibration, Hessian, Statistic
+from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
 from bitsweep.library import LibraryLinear
 from bitsweep.linear import QuantLinear, quantized
 from bitsweep.methods import finite_weight, seeded
 from bitsweep.models import Model
+from bitsweep.statistics import Energy, Hessian, Statistic, values
 from bitsweep.structure import Units, blocks_of, channels_of, heads_of, misfit
 
 SCORES = ("random", "magnitude", "wanda", "sparsegpt")
@@ -145,21 +146,6 @@ class Pruning:
         return weight
 
 
-class Energy:
-    """The mean square ``(in,)`` of each column of a layer's inputs."""
-
-    def __init__(self, features: int, device: torch.device) -> None:
-        self._sum = torch.zeros(features, dtype=torch.float64, device=device)
-        self._tokens = 0
-
-    def add(self, inputs: Tensor) -> None:
-        self._sum += inputs.float().square().sum(0)
-        self._tokens += inputs.shape[0]
-
-    def value(self) -> Tensor:
-        return (self._sum / max(1, self._tokens)).float()
-
-
 def linear_layers(model: Model, block: int | None = None) -> list[str]:
     """The linear layers of the blocks, or of one ``block``."""
     inside = [layer for layer in model.layers.values() if layer.block is not None]
@@ -196,9 +182,8 @@ def _walk(
     for block in calibration.blocks(model):
         if block.index == len(model.blocks):
             return
-        shared = block.observe(linear_layers(model, block.index), statistic)
-        values = {id(item): item.value() for item in shared.values()}
-        yield block.index, {name: values[id(item)] for name, item in shared.items()}
+        seen = values(block.observe(linear_layers(model, block.index), statistic))
+        yield block.index, {name: value for names, value in seen.items() for name in names}
 
 
 def _prune_units(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from bitsweep.calibration import Block, Calibration, Statistic
+from bitsweep.calibration import Block, Calibration
 from bitsweep.errors import UserError
 from bitsweep.methods import replace_layers, tied_embedding
 from bitsweep.models import Model
 from bitsweep.spec import Plan
+from bitsweep.statistics import Statistic, values
 from bitsweep.tensor import QuantTensor
 
 PREFIXES = ("quantized", "full_precision")
@@ -47,19 +47,15 @@ class Inputs:
         """
         nearest = [name for name in plan.layers if _is_embedding(model, name)]
         replace_layers(model, plan, nearest, QuantTensor.quantize)
-        blocks: dict[int, list[str]] = {}
-        for name in plan.layers:
-            if name not in nearest:
-                at = model.layers[name].block
-                blocks.setdefault(len(model.blocks) if at is None else at, []).append(name)
+        blocks = model.by_block(name for name in plan.layers if name not in nearest)
         if self.prefix == "full_precision":
             for index, names in sorted(blocks.items()):
                 found = calibration.full_precision(index, statistic)
-                yield from _together(names, {tuple(k.split(",")): v for k, v in found.items()})
+                yield from _together(names, found)
         elif blocks:
             for block in calibration.blocks(model):
                 for stage in self._stages(model, block, blocks.get(block.index, [])):
-                    yield from _together(stage, _observed(block, stage, statistic))
+                    yield from _together(stage, values(block.observe(stage, statistic)))
                 if block.index == max(blocks):
                     break
 
@@ -69,16 +65,6 @@ class Inputs:
             order = model.sequential(block.index)
             stages = [[name for name in stage if name in names] for stage in order]
         yield from filter(None, stages)
-
-
-def _observed(
-    block: Block, names: list[str], statistic: type[Statistic]
-) -> dict[tuple[str, ...], Tensor]:
-    found = block.observe(names, statistic)
-    readers: dict[int, list[str]] = {}
-    for name, shared in found.items():
-        readers.setdefault(id(shared), []).append(name)
-    return {tuple(group): found[group[0]].value() for group in readers.values()}
 
 
 def _together(
@@ -96,18 +82,3 @@ def _together(
 
 def _is_embedding(model: Model, name: str) -> bool:
     return model.layers[name].kind == "embedding" or tied_embedding(model, name) is not None
-
-
-class Energy:
-    """The mean square ``(in,)`` of each channel of a layer's inputs: the Hessian's diagonal."""
-
-    def __init__(self, features: int, device: torch.device) -> None:
-        self._sum = torch.zeros(features, dtype=torch.float64, device=device)
-        self._tokens = 0
-
-    def add(self, inputs: Tensor) -> None:
-        self._sum += inputs.float().square().sum(0)
-        self._tokens += inputs.shape[0]
-
-    def value(self) -> Tensor:
-        return (self._sum / max(1, self._tokens)).float()

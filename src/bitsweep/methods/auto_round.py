@@ -31,6 +31,7 @@ from bitsweep.methods import finite_weight, place, replace_layers, seeded
 from bitsweep.models import Model
 from bitsweep.spec import Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
+from bitsweep.training import passed_through
 
 log = logging.getLogger(__name__)
 
@@ -82,13 +83,9 @@ class AutoRound:
         return spec
 
     def __call__(self, model: Model, plan: Plan, calibration: Calibration) -> Model:
-        outside = [name for name in plan.layers if model.layers[name].block is None]
+        blocks = model.by_block(plan.layers)
+        outside = blocks.pop(len(model.blocks), [])
         replace_layers(model, plan, outside, QuantTensor.quantize)
-        blocks: dict[int, list[str]] = {}
-        for name in plan.layers:
-            place_of = model.layers[name].block
-            if place_of is not None:
-                blocks.setdefault(place_of, []).append(name)
         generator = seeded()
         if blocks:
             full = calibration.blocks(calibration.model.copy())
@@ -202,17 +199,19 @@ class Learner:
         stored = self._stored(part, alpha.detach(), beta.detach())
         low, high = _ends(part, alpha, beta)
         if self.spec.symmetric:
-            scale = _valued(torch.maximum(-low, high) / (levels / 2), stored["scale"].float())
+            scale = passed_through(
+                stored["scale"].float(), torch.maximum(-low, high) / (levels / 2)
+            )
             return scale, torch.zeros_like(scale)
-        scale = _valued((high - low) / levels, stored["scale"].float())
+        scale = passed_through(stored["scale"].float(), (high - low) / levels)
         zero = stored["zero"].float() - half
-        return scale, _valued(-low / scale - half, zero)
+        return scale, passed_through(zero, -low / scale - half)
 
     def _signed(self, part: Tensor, offset: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """Signed codes as floats; rounding is invisible to gradients, clamping stops them."""
         half = 2 ** (int(self.spec.bits) - 1)
         exact = part / scale.unsqueeze(-1) + offset + zero.unsqueeze(-1)
-        return _valued(exact, exact.detach().round()).clamp(-half, half - 1)
+        return passed_through(exact.round(), exact).clamp(-half, half - 1)
 
     @torch.no_grad()
     def step(self, rate: float, clip: bool) -> None:
@@ -239,11 +238,6 @@ class Learner:
 def _ends(part: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """The range ``[alpha l, beta h]`` ``(rows, n)`` of each group; it always includes 0."""
     return part.amin(-1).clamp(max=0) * alpha, part.amax(-1).clamp(min=0) * beta
-
-
-def _valued(slope: Tensor, value: Tensor) -> Tensor:
-    """``value`` going forward, ``slope`` going back (straight-through)."""
-    return slope + (value - slope).detach()
 
 
 def _batches(windows: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bitsweep import formats
-from bitsweep.calibration import Block, Calibration, Hessian
+from bitsweep.calibration import Block, Calibration
 from bitsweep.errors import UserError
 from bitsweep.fold import edges, fold
 from bitsweep.methods import finite_weight, place, replace_layers
 from bitsweep.models import Model
 from bitsweep.spec import PER_TENSOR, Plan, QuantSpec
+from bitsweep.statistics import Hessian
 from bitsweep.tensor import QuantTensor
 
 log = logging.getLogger(__name__)
@@ -100,16 +101,14 @@ class AWQ:
 
     @torch.no_grad()
     def __call__(self, model: Model, plan: Plan, calibration: Calibration) -> Model:
-        outside = [name for name in plan.layers if model.layers[name].block is None]
+        blocks = model.by_block(plan.layers)
+        outside = blocks.pop(len(model.blocks), [])
         replace_layers(model, plan, outside, QuantTensor.quantize)
-        planned = [name for name in plan.layers if name not in outside]
-        last = max((model.layers[name].block or 0 for name in planned), default=-1)
         full = calibration.model.copy()
-        for block in calibration.blocks(full) if planned else ():
-            names = [name for name in planned if model.layers[name].block == block.index]
+        for block in calibration.blocks(full) if blocks else ():
             with full.block_on_device(block.index):
-                self._quantize(model, plan, full, block, names)
-            if block.index == last:
+                self._quantize(model, plan, full, block, blocks.get(block.index, []))
+            if block.index == max(blocks):
                 break
         model.plan = plan
         return model

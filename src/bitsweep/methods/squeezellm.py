@@ -17,9 +17,10 @@ from bitsweep import formats
 from bitsweep.calibration import Calibration
 from bitsweep.formats.codebook import Codebook
 from bitsweep.methods import finite_weight, place
-from bitsweep.methods._inputs import Energy, Inputs
+from bitsweep.methods._inputs import Inputs
 from bitsweep.models import Model
 from bitsweep.spec import Plan, QuantSpec
+from bitsweep.statistics import Energy
 from bitsweep.tensor import QuantTensor
 
 

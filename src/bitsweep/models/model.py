@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -95,6 +95,14 @@ class Model:
         weight = module.weight
         assert isinstance(weight, Tensor)
         return weight.t() if isinstance(module, Conv1D) else weight
+
+    def by_block(self, names: Iterable[str]) -> dict[int, list[str]]:
+        """``names`` of layers by the block they are in; under ``len(blocks)`` those in none."""
+        found: dict[int, list[str]] = {}
+        for name in names:
+            block = self.layers[name].block
+            found.setdefault(len(self.blocks) if block is None else block, []).append(name)
+        return found
 
     def sequential(self, block: int) -> list[list[str]]:
         """The linear layers of a block in the order in which GPTQ visits them ("true sequential").

@@ -22,11 +22,12 @@ from torch.func import functional_call
 
 from bitsweep import data
 from bitsweep.artifacts import Artifacts
-from bitsweep.calibration import Calibration, CalibrationSpec, Hessian
+from bitsweep.calibration import Calibration, CalibrationSpec
 from bitsweep.data import Data, Reference
 from bitsweep.methods import tied_embedding
 from bitsweep.probes.error import moved, weight_of
 from bitsweep.record import Kind, Measurement, Metric
+from bitsweep.statistics import Hessian
 
 if TYPE_CHECKING:
     from bitsweep.models import Model
@@ -96,7 +97,7 @@ def _hessian_error(full: Model, calibration: Calibration, name: str, error: Tens
         return float((frequency * error.square().sum(1)).sum(dtype=torch.float64))
     index = len(full.blocks) if layer.block is None else layer.block
     for names, hessian in calibration.full_precision(index, Hessian).items():
-        if name in names.split(","):
+        if name in names:
             return float(((error @ hessian.to(error)) * error).sum(dtype=torch.float64))
     return 0.0  # the text never reaches it
 

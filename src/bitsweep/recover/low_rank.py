@@ -13,15 +13,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from bitsweep.calibration import Calibration, Hessian, Statistic
+from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
 from bitsweep.fold import factor_since
 from bitsweep.library import LibraryLinear
 from bitsweep.linear import QuantLinear
 from bitsweep.lowrank import Correction, factorize
 from bitsweep.models import Model
-from bitsweep.pruning import Energy
 from bitsweep.spec import Plan
+from bitsweep.statistics import Energy, Hessian, Statistic, values
 
 WEIGHTINGS: dict[str, type[Statistic] | None] = {
     "plain": None,
@@ -90,12 +90,11 @@ class LowRank:
         if statistic is None:
             yield linear, {}
             return
+        blocks = model.by_block(linear)
         for block in calibration.blocks(model) if linear else ():
-            here = block.index if block.index < len(model.blocks) else None
-            names = [name for name in linear if model.layers[name].block == here]
-            shared = block.observe(names, statistic) if names else {}
-            values = {id(item): item.value() for item in shared.values()}
-            yield names, {name: values[id(item)] for name, item in shared.items()}
+            names = blocks.get(block.index, [])
+            seen = values(block.observe(names, statistic)) if names else {}
+            yield names, {name: value for alike, value in seen.items() for name in alike}
 
     def correction(self, error: Tensor, seen: Tensor | None) -> Correction:
         """What makes up for ``error`` ``(out, in)`` at inputs with the statistic ``seen``."""

@@ -15,12 +15,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bitsweep.calibration import Calibration, Hessian
+from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
 from bitsweep.lowrank import Factors, factorize
 from bitsweep.methods import finite_weight
 from bitsweep.models import Layer, Model
 from bitsweep.models.roles import Anatomy
+from bitsweep.statistics import Hessian
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class LowRank:
             if self.activation_aware and index is not None and name not in hessians:
                 hessians.clear()
                 for names, value in calibration.full_precision(index, Hessian).items():
-                    hessians.update(dict.fromkeys(names.split(","), value))
+                    hessians.update(dict.fromkeys(names, value))
             hessian = hessians.get(name)  # a layer that the text never reaches has none
             return factorize(weight, rank, None if hessian is None else hessian.to(weight.device))
 

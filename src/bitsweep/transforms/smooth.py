@@ -137,7 +137,7 @@ class Smooth:
             seen = {
                 name: value
                 for names, value in calibration.full_precision(index, statistic).items()
-                for name in names.split(",")
+                for name in names
             }
             for source, layers in groups.items():
                 names = [layer.name for layer in layers]
