@@ -1,26 +1,38 @@
-"""What the README tells people to type is really there to be typed."""
+"""What README and docs/methods.md tell people to type is really there to be typed."""
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from bitsweep import cli, config
+from bitsweep import cli, config, formats, models
+from bitsweep.artifacts import Artifacts
 from bitsweep.compose import compose
 from bitsweep.grid import expand
+from bitsweep.models import Model, ModelSource
+from bitsweep.run import plan_for, reshaped
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 COMMANDS = [
     shlex.split(line, comments=True)
-    for block in BLOCKS
+    for text in (README, METHODS)
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     for line in block.splitlines()
     if line.startswith("bitsweep ")
 ]
+ROWS = re.findall(r"^\| [^|]+ \| `([^`]+)` \|", METHODS, re.MULTILINE)
+"""The second column of the page's tables: what follows ``bitsweep run``."""
+
+
+@functools.cache
+def skeleton(source: ModelSource) -> Model:
+    return models.skeleton(source, Artifacts(None))
 
 
 @pytest.mark.parametrize("words", [c for c in COMMANDS if c[1] == "run"], ids=" ".join)
@@ -30,6 +42,23 @@ def test_every_run_composes_into_points(words: list[str]) -> None:
     assert points
     for point in points:
         config.job(compose(point))
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_of_the_methods_is_a_point_that_nothing_refuses(row: str) -> None:
+    point = config.job(compose(shlex.split(row))).point
+    plan_for(point, reshaped(point, skeleton(point.model)))
+
+
+@pytest.mark.parametrize("group", ["method", "transforms", "recover", "input", "policy"])
+def test_the_methods_leave_out_no_file_of(group: str) -> None:
+    for file in (ROOT / "conf" / group).glob("*.yaml"):
+        chosen = rf"\b{group}=(\[[\w,]*)?{file.stem}\b"
+        assert file.stem == "plain" or re.search(chosen, METHODS), file
+
+
+def test_the_methods_leave_out_no_format() -> None:
+    assert [name for name in formats.names() if not re.search(rf"\b{name}\b", METHODS)] == []
 
 
 @pytest.mark.parametrize("words", [c for c in COMMANDS if c[1] in ("list", "plan")], ids=" ".join)
@@ -45,5 +74,6 @@ def test_make_knows_the_two_commands() -> None:
 
 
 def test_every_link_and_picture_leads_somewhere() -> None:
-    for link in re.findall(r"\]\(([^)#]+)", README):
-        assert link.startswith("http") or (ROOT / link).exists(), link
+    for text, folder in ((README, ROOT), (METHODS, ROOT / "docs")):
+        for link in re.findall(r"\]\(([^)#]+)", text):
+            assert link.startswith("http") or (folder / link).exists(), link
