@@ -19,10 +19,11 @@ from bitsweep.data import TextSource
 from bitsweep.errors import Refused, UserError
 from bitsweep.methods.gptq import GPTQ
 from bitsweep.models import Model
+from bitsweep.norms import NormKind, norm_kind
 from bitsweep.policies import Policy, Rule, make
 from bitsweep.spec import QuantSpec
 from bitsweep.transforms._channels import channels
-from bitsweep.transforms._folding import NormKind, check_unchanged, norm_kind, sample_logits
+from bitsweep.transforms._folding import check_unchanged, sample_logits
 from bitsweep.transforms._hadamard import hadamard, hadamard_orders, random_rotation
 from bitsweep.transforms._residual import find
 from bitsweep.transforms.rotate import Rotate

@@ -10,10 +10,19 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from bitsweep.models import Model
 from bitsweep.models.trace import is_norm
+from bitsweep.norms import norm_offset
+
+
+def readers(model: Model) -> dict[str, list[str]]:
+    """Every norm or linear layer whose output is read by layers alone, and those layers."""
+    found: dict[str, list[str]] = {}
+    for layer in model.layers.values():
+        if layer.source is not None:
+            found.setdefault(layer.source, []).append(layer.name)
+    return found
 
 
 def edges(model: Model) -> dict[str, list[str]]:
@@ -23,21 +32,18 @@ def edges(model: Model) -> dict[str, list[str]]:
     whose values are repeated; a fused query, key and value), and a head that is one tensor with
     the embedding.
     """
-    readers: dict[str, list[str]] = {}
-    for layer in model.layers.values():
-        if layer.source is not None:
-            readers.setdefault(layer.source, []).append(layer.name)
-    return {source: names for source, names in readers.items() if _foldable(model, source, names)}
+    every = readers(model).items()
+    return {source: names for source, names in every if _foldable(model, source, names)}
 
 
-def _foldable(model: Model, source: str, readers: list[str]) -> bool:
-    if model.tied and any(model.layers[name].role == "head" for name in readers):
+def _foldable(model: Model, source: str, names: list[str]) -> bool:
+    if model.tied and any(model.layers[name].role == "head" for name in names):
         return False
     if source in model.layers:
         channels = model.layers[source].shape[0]
     else:
         channels = model.get(source).get_parameter("weight").numel()
-    return all(model.layers[name].shape[1] == channels for name in readers)
+    return all(model.layers[name].shape[1] == channels for name in names)
 
 
 @torch.no_grad()
@@ -59,7 +65,7 @@ def fold(model: Model, source: str, factor: Tensor) -> None:
         rows, known = _folded(model, source)
         model.folded[source] = (rows / factor.cpu(), known)
     if is_norm(feeder):
-        offset = _offset(feeder)
+        offset = norm_offset(feeder)
         _set(feeder, "weight", (weight + offset) * inverse - offset)
     elif model.layers[source].kind == "conv1d":
         _set(feeder, "weight", weight * inverse.view(1, -1))
@@ -78,14 +84,6 @@ def factor_since(before: Model, after: Model, name: str) -> Tensor:
 def _folded(model: Model, name: str) -> tuple[Tensor, Tensor]:
     out_features, in_features = model.layers[name].shape
     return model.folded.get(name, (torch.ones(out_features), torch.ones(in_features)))
-
-
-def _offset(norm: nn.Module) -> float:
-    """1 for norms that multiply by ``1 + weight`` (Gemma's), else 0: asked of the norm itself."""
-    zeros = {name: torch.zeros_like(value) for name, value in norm.named_parameters()}
-    probe = torch.linspace(-1, 1, zeros["weight"].numel(), device=_device(norm)).unsqueeze(0)
-    output: Tensor = functional_call(norm, zeros, (probe.to(zeros["weight"].dtype),))
-    return float(bool(output.any()))
 
 
 def _set(module: nn.Module, name: str, value: Tensor) -> None:

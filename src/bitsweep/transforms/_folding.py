@@ -1,17 +1,12 @@
-"""What transforms that keep the function share: what a norm computes, new parameters, the proof.
+"""What transforms that keep the function share: new parameters, and the proof.
 
-Everything is asked of the modules themselves, so that no architecture has to be listed. Arithmetic
-is float64, what is stored has the dtype that it had.
+Arithmetic is float64, what is stored has the dtype that it had.
 """
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from bitsweep.models import Model
@@ -21,49 +16,6 @@ TOLERANCE = {torch.float32: 1e-4}
 
 COARSE = 0.05
 """The same in 16 bits, whose own rounding moves them further; it still shows a wrong factor."""
-
-
-@dataclass(frozen=True)
-class NormKind:
-    """``(weight + offset) n(x) + bias``: with ``centres`` a LayerNorm's n, else an RMS norm's."""
-
-    centres: bool
-    offset: float
-    eps: float
-
-
-def norm_kind(norm: nn.Module) -> NormKind | None:
-    """What ``norm`` computes, found by trying it; None where it is neither of the two kinds.
-
-    Gemma's norms have ``offset`` 1. Works on the meta device too.
-    """
-    eps = next((v for k, v in vars(norm).items() if "eps" in k and isinstance(v, float)), None)
-    parameters = dict(norm.named_parameters())
-    if eps is None or not {"weight"} <= parameters.keys() <= {"weight", "bias"}:
-        return None
-    probe = copy.deepcopy(norm).to_empty(device="cpu").float()
-    n = parameters["weight"].numel()
-    x = 1e-3 * (torch.arange(n).mul(1.7).sin() + 0.5).unsqueeze(0)  # eps matters, a mean is there
-
-    def run(weight: float) -> Tensor:
-        values = {name: torch.zeros(n) for name in parameters}
-        values["weight"] += weight
-        output: Tensor = functional_call(probe, values, (x,))
-        return output
-
-    with torch.no_grad():
-        at_zero, at_one = run(0.0), run(1.0)
-    slope, offset = at_one - at_zero, float(bool(at_zero.any()))
-    for centres in (False, True):
-        y = x - x.mean() if centres else x
-        expected = y / (y.square().mean() + eps).sqrt()
-        if _close(slope, expected) and _close(at_zero, offset * expected):
-            return NormKind(centres, offset, eps)
-    return None
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    return torch.allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
 def weight_of(module: nn.Module) -> Tensor:

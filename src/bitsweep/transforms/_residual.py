@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from bitsweep.errors import Refused
 from bitsweep.models import Model
 from bitsweep.models.trace import Stamps, Trace, is_norm, join, stopped, trace
-from bitsweep.transforms._folding import norm_kind
+from bitsweep.norms import norm_kind
 
 # fmt: off
 _KEEPS = frozenset((

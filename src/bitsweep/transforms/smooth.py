@@ -17,13 +17,14 @@ from torch import Tensor
 
 from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
+from bitsweep.fold import readers
 from bitsweep.models import Layer, Model
 from bitsweep.models.trace import is_norm
+from bitsweep.norms import norm_kind, norm_offset
 from bitsweep.transforms._channels import channels
 from bitsweep.transforms._folding import (
     bias_of,
     check_unchanged,
-    norm_kind,
     put,
     put_weight,
     sample_logits,
@@ -150,10 +151,7 @@ class Smooth:
 
     def _groups(self, model: Model) -> dict[str, list[Layer]]:
         """By source, the layers that read it, all of them in blocks."""
-        groups: dict[str, list[Layer]] = {}
-        for layer in model.layers.values():
-            if layer.source is not None:
-                groups.setdefault(layer.source, []).append(layer)
+        groups = {s: [model.layers[name] for name in names] for s, names in readers(model).items()}
         inner = {s: ls for s, ls in groups.items() if all(layer.block is not None for layer in ls)}
         return {source: layers for source, layers in inner.items() if self._takes(model, source)}
 
@@ -221,8 +219,7 @@ class _Edge:
         bias, home = bias_of(self.feeder), self.feeder.get_parameter("weight").device
         s = s.to(home)
         if is_norm(self.feeder):
-            kind = norm_kind(self.feeder)
-            offset = kind.offset if kind is not None else 0.0
+            offset = norm_offset(self.feeder)
             gain = self.feeder.get_parameter("weight").double() + offset
             put(self.feeder, "weight", gain / s - offset)
         else:
