@@ -11,7 +11,7 @@ import pytest
 
 from bitsweep import cli, config, formats, models
 from bitsweep.artifacts import Artifacts
-from bitsweep.compose import compose
+from bitsweep.compose import compose, experiments
 from bitsweep.grid import expand
 from bitsweep.models import Model, ModelSource
 from bitsweep.run import plan_for, reshaped
@@ -65,6 +65,11 @@ def test_the_methods_leave_out_no_format() -> None:
 def test_every_list_and_plan_runs(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert cli.dispatch(words[1:]) == 0
+
+
+def test_every_sweep_is_an_experiment() -> None:
+    for text in (README, METHODS):
+        assert {*re.findall(r"bitsweep sweep (\w+)", text)} <= {*experiments()}
 
 
 def test_make_knows_the_two_commands() -> None:
