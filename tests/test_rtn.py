@@ -30,11 +30,16 @@ def test_an_outlier_is_clipped_when_that_helps_the_rest() -> None:
     assert clipped.dequantize()[0, 0] == pytest.approx(1.12)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_no_group_has_more_error_than_without_clipping(bits: int, symmetric: bool) -> None:
+GRIDS = [
+    *(QuantSpec(bits, 32, symmetric) for bits in (2, 3, 4, 8) for symmetric in (False, True)),
+    *(QuantSpec(2, 32, format=name) for name in ("codebook", "vector2", "log")),
+]
+
+
+@pytest.mark.parametrize("spec", GRIDS, ids=str)
+def test_no_group_has_more_error_than_without_clipping(spec: QuantSpec) -> None:
     groups = torch.randn(16, 4, 32, generator=torch.Generator().manual_seed(0))
-    spec, family = QuantSpec(bits, 32, symmetric), formats.get("int")
+    family = formats.get(spec.format)
 
     def error(params: dict[str, torch.Tensor]) -> torch.Tensor:
         codes = family.quantize(groups, params, spec)

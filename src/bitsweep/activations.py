@@ -256,17 +256,14 @@ def static_params(sample: Sample, spec: InputSpec) -> dict[str, Tensor]:
         low, high = _percentiles(matrix, spec)
     if spec.range != "mse":
         return formats.fit(cut(matrix, low, high), spec.quant)
-    best: dict[str, Tensor] = {}
-    least = torch.full_like(low, torch.inf)
-    for factor in FACTORS:
-        params = formats.fit(cut(matrix, factor * low, factor * high), spec.quant)
-        error = restored(matrix, spec.quant, params).sub_(matrix).square_().sum(1, keepdim=True)
-        better = error < least
-        least = torch.where(better, error, least)
-        for name, new in params.items():
-            where = better.view(-1, *[1] * (new.ndim - 1))
-            best[name] = torch.where(where, new, best.get(name, new))
-    return best
+
+    def tried() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        for factor in FACTORS:
+            params = formats.fit(cut(matrix, factor * low, factor * high), spec.quant)
+            moved = restored(matrix, spec.quant, params).sub_(matrix)
+            yield params, moved.square_().sum(1, keepdim=True)
+
+    return formats.least(tried())
 
 
 def cut(matrix: Tensor, low: Tensor, high: Tensor) -> Tensor:

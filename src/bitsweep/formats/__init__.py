@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -186,6 +186,24 @@ def split_params(params: Params, parts: list[Tensor]) -> list[dict[str, Tensor]]
 def join_params(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Parameters ``(rows, groups, ...)`` of a whole weight from those of its parts."""
     return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+
+
+def least(tried: Iterable[tuple[dict[str, Tensor], Tensor]]) -> dict[str, Tensor]:
+    """For each group the parameters with the least error; of equal ones the first.
+
+    ``tried`` yields parameters ``(rows, n, ...)`` and the error of each group ``(rows, n)``.
+    """
+    best: dict[str, Tensor] = {}
+    lowest: Tensor | None = None
+    for params, error in tried:
+        if lowest is None:
+            lowest = torch.full_like(error, torch.inf)
+        better = error < lowest
+        lowest = torch.where(better, error, lowest)
+        for name, new in params.items():
+            where = better.view(*better.shape, *[1] * (new.ndim - better.ndim))
+            best[name] = torch.where(where, new, best.get(name, new))
+    return best
 
 
 def fit(weight: Tensor, spec: QuantSpec, importance: Tensor | None = None) -> dict[str, Tensor]:

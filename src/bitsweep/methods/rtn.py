@@ -11,6 +11,7 @@ The mean error vanishes and the squared error grows: on average over where ``w``
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -138,14 +139,12 @@ def fit_clipped(
     family: Family, groups: Tensor, spec: QuantSpec, shared: Params
 ) -> dict[str, Tensor]:
     """Parameters of ``groups`` ``(rows, n, g)`` shrunk by the best factor of each group."""
-    best: dict[str, Tensor] = {}
-    least = torch.full(groups.shape[:2], torch.inf, device=groups.device)
-    for shrink in SHRINKS:
-        params = family.fit(groups * shrink, spec, shared)
-        codes = family.quantize(groups, {**params, **shared}, spec)
-        restored = family.dequantize(codes, {**params, **shared}, spec)
-        error = (restored - groups).square_().sum(-1)
-        better = error < least
-        least = torch.where(better, error, least)
-        best = {name: torch.where(better, new, best.get(name, new)) for name, new in params.items()}
-    return best
+
+    def tried() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        for shrink in SHRINKS:
+            params = family.fit(groups * shrink, spec, shared)
+            codes = family.quantize(groups, {**params, **shared}, spec)
+            restored = family.dequantize(codes, {**params, **shared}, spec)
+            yield params, (restored - groups).square_().sum(-1)
+
+    return formats.least(tried())
