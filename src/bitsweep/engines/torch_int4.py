@@ -21,34 +21,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitsweep.engines import grid
-from bitsweep.engines.lookup import Lookup
-from bitsweep.engines.packed import COMPUTE, Packed
-from bitsweep.linear import QuantEmbedding, QuantLinear
+from bitsweep.engines._torch import TorchKernel, TorchLinear
+from bitsweep.engines.packed import COMPUTE
+from bitsweep.linear import QuantLinear
 from bitsweep.spec import QuantSpec
 from bitsweep.tensor import QuantTensor
 
 
-class TorchInt4:
+class TorchInt4(TorchKernel):
     """4-bit integers in groups of a multiple of 32, or one group a row; any zero-point."""
 
     name = "torch_int4"
-    device = "cpu"
-    TOLERANCE = 1e-2
-    """Relative error (Frobenius norm) of a layer's outputs against its float32 weights."""
+    bits = 4
 
-    def refuses(self, layer: QuantLinear | QuantEmbedding) -> str | None:
-        spec = layer.quant.spec
-        reason = grid.refuses(spec, bits=4)
-        if reason or isinstance(layer, QuantEmbedding):
-            return reason
-        if spec.group_size > 0 and spec.group_size % BLOCKS[-1]:
-            return f"its group_size={spec.group_size} is not a multiple of {BLOCKS[-1]}"
-        return None
+    def misfit(self, layer: QuantLinear) -> str | None:
+        return unread_groups(layer.quant.spec)
 
-    def pack(self, layer: QuantLinear | QuantEmbedding) -> nn.Module:
-        if isinstance(layer, QuantEmbedding):
-            return Lookup(layer)
-        return Int4Linear(layer.quant, layer.bias)
+    def linear(self, weight: QuantTensor, bias: Tensor | None) -> nn.Module:
+        return Int4Linear(weight, bias)
 
 
 BLOCKS = (256, 128, 64, 32)
@@ -58,24 +48,18 @@ ROWS = 16
 """The kernel takes output channels by 16; the last block is filled up with empty ones."""
 
 
-class Int4Linear(Packed):
-    """``y = x @ w.T + bias``, bf16 in and out.
-
-    ``codes`` as the kernel interleaves them, ``grid`` bf16 ``(blocks, out, 2)``: scale and shift.
-    """
+class Int4Linear(TorchLinear):
+    """Codes as the kernel interleaves them, ``grid`` bf16 ``(blocks, out, 2)``: scale and shift."""
 
     codes: Tensor
     grid: Tensor
-    order: Tensor | None
-    bias: Tensor | None
 
     def __init__(self, weight: QuantTensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
+        super().__init__(weight, bias, weight.permutation)
         self.block, repeat = blocks(weight.spec, self.in_features)
-        codes, order = weight.codes.int(), weight.permutation
-        if order is not None:
-            codes = codes[:, order]
+        codes = weight.codes.int()
+        if self.order is not None:
+            codes = codes[:, self.order]
         scale, zero = grid.affine(weight)
         pairs = torch.stack([scale, (8 - zero) * scale], dim=-1).repeat_interleave(repeat, dim=1)
         self.extra_columns = pairs.shape[1] * self.block - self.in_features
@@ -85,23 +69,17 @@ class Int4Linear(Packed):
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
         self.register_buffer("codes", packed)
         self.register_buffer("grid", pairs.transpose(0, 1).to(COMPUTE).contiguous())
-        self.register_buffer("order", order)
-        self.register_buffer("bias", None if bias is None else bias.detach().to(COMPUTE))
 
-    def forward(self, input: Tensor) -> Tensor:
-        x = input.reshape(-1, self.in_features)
-        if self.order is not None:
-            x = x.index_select(1, self.order)
-        if self.extra_columns:
-            x = F.pad(x, (0, self.extra_columns))
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x.contiguous(), self.codes, self.block, self.grid
-        )
-        if y.shape[1] != self.out_features:
-            y = y[:, : self.out_features]
-        if self.bias is not None:
-            y = y + self.bias
-        return y.reshape(*input.shape[:-1], self.out_features)
+    def multiply(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.codes, self.block, self.grid)
+        return y if y.shape[1] == self.out_features else y[:, : self.out_features]
+
+
+def unread_groups(spec: QuantSpec) -> str | None:
+    """Why the kernel does not read groups of this size, or None."""
+    if spec.group_size > 0 and spec.group_size % BLOCKS[-1]:
+        return f"its group_size={spec.group_size} is not a multiple of {BLOCKS[-1]}"
+    return None
 
 
 def blocks(spec: QuantSpec, in_features: int) -> tuple[int, int]:

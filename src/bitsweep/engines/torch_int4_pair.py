@@ -15,35 +15,32 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from bitsweep.engines import grid
+from bitsweep.engines._torch import TorchKernel
 from bitsweep.engines.packed import Packed
-from bitsweep.engines.torch_int4 import BLOCKS, Int4Linear
+from bitsweep.engines.torch_int4 import Int4Linear, unread_groups
 from bitsweep.linear import QuantEmbedding, QuantLinear
 from bitsweep.spec import QuantSpec
 from bitsweep.tensor import QuantTensor
 
 
-class TorchInt4Pair:
+class TorchInt4Pair(TorchKernel):
     """8-bit integers in groups of a multiple of 32; any zero-point."""
 
     name = "torch_int4_pair"
-    device = "cpu"
-    TOLERANCE = 1e-2
-    """Relative error (Frobenius norm) of a layer's outputs against its float32 weights."""
+    bits = 8
 
     def refuses(self, layer: QuantLinear | QuantEmbedding) -> str | None:
-        spec = layer.quant.spec
         if isinstance(layer, QuantEmbedding):
             return "it multiplies, and this is an embedding"
-        if reason := grid.refuses(spec, bits=8):
-            return reason
-        if spec.groups(layer.in_features) == 1:
-            return "it has one scale a row, which torch_int8 reads in one pass"
-        if spec.group_size % BLOCKS[-1]:
-            return f"its group_size={spec.group_size} is not a multiple of {BLOCKS[-1]}"
-        return None
+        return super().refuses(layer)
 
-    def pack(self, layer: QuantLinear | QuantEmbedding) -> nn.Module:
-        return PairLinear(layer.quant, getattr(layer, "bias", None))
+    def misfit(self, layer: QuantLinear) -> str | None:
+        if layer.quant.spec.groups(layer.in_features) == 1:
+            return "it has one scale a row, which torch_int8 reads in one pass"
+        return unread_groups(layer.quant.spec)
+
+    def linear(self, weight: QuantTensor, bias: Tensor | None) -> nn.Module:
+        return PairLinear(weight, bias)
 
 
 class PairLinear(Packed):

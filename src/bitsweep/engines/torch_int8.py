@@ -17,33 +17,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitsweep.engines import grid
-from bitsweep.engines.lookup import Lookup
-from bitsweep.engines.packed import COMPUTE, Packed
-from bitsweep.linear import QuantEmbedding, QuantLinear
+from bitsweep.engines._torch import TorchKernel, TorchLinear
+from bitsweep.engines.packed import COMPUTE
+from bitsweep.linear import QuantLinear
 from bitsweep.tensor import QuantTensor
 
 
-class TorchInt8:
+class TorchInt8(TorchKernel):
     """8-bit integers with one scale a row (or tensor); any zero-point."""
 
     name = "torch_int8"
-    device = "cpu"
-    TOLERANCE = 1e-2
-    """Relative error (Frobenius norm) of a layer's outputs against its float32 weights."""
+    bits = 8
 
-    def refuses(self, layer: QuantLinear | QuantEmbedding) -> str | None:
+    def misfit(self, layer: QuantLinear) -> str | None:
         spec = layer.quant.spec
-        reason = grid.refuses(spec, bits=8)
-        if reason or isinstance(layer, QuantEmbedding):
-            return reason
         if spec.groups(layer.in_features) > 1:
             return f"it has groups of {spec.group_size}, not one scale for each output channel"
         return None
 
-    def pack(self, layer: QuantLinear | QuantEmbedding) -> nn.Module:
-        if isinstance(layer, QuantEmbedding):
-            return Lookup(layer)
-        return Int8Linear(layer.quant, layer.bias)
+    def linear(self, weight: QuantTensor, bias: Tensor | None) -> nn.Module:
+        return Int8Linear(weight, bias)
 
 
 COLUMNS = 16
@@ -54,21 +47,17 @@ ALIGNMENT = 32
 """Bytes; the kernel's loads of ``x`` fault elsewhere."""
 
 
-class Int8Linear(Packed):
-    """``y = x @ w.T + bias``, bf16 in and out.
-
-    ``codes`` int8 ``(out, in)``, ``scale`` bf16 ``(out,)``; ``offset`` float32 ``(out,)`` is
+class Int8Linear(TorchLinear):
+    """``codes`` int8 ``(out, in)``, ``scale`` bf16 ``(out,)``; ``offset`` float32 ``(out,)`` is
     ``(128 - zero) * scale``, None where it is zero everywhere.
     """
 
     codes: Tensor
     scale: Tensor
     offset: Tensor | None
-    bias: Tensor | None
 
     def __init__(self, weight: QuantTensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
+        super().__init__(weight, bias)
         self.extra_columns = -self.in_features % COLUMNS
         scale, zero = (value[:, 0] for value in grid.affine(weight))
         offset = (128 - zero) * scale
@@ -76,19 +65,12 @@ class Int8Linear(Packed):
         self.register_buffer("codes", F.pad(codes, (0, self.extra_columns)).contiguous())
         self.register_buffer("scale", scale.to(COMPUTE).contiguous())
         self.register_buffer("offset", offset if offset.any() else None)
-        self.register_buffer("bias", None if bias is None else bias.detach().to(COMPUTE))
 
-    def forward(self, input: Tensor) -> Tensor:
-        x = input.reshape(-1, self.in_features)
-        if self.extra_columns:
-            x = F.pad(x, (0, self.extra_columns))
-        x = x.contiguous()
+    def multiply(self, x: Tensor) -> Tensor:
         if x.data_ptr() % ALIGNMENT:
             x = x.clone()
-        y = torch.ops.aten._weight_int8pack_mm(x, self.codes, self.scale)
+        y: Tensor = torch.ops.aten._weight_int8pack_mm(x, self.codes, self.scale)
         if self.offset is not None:
             total = x.sum(dim=1, keepdim=True, dtype=torch.float32)
             y = torch.addcmul(y.float(), total, self.offset).to(COMPUTE)
-        if self.bias is not None:
-            y = y + self.bias
-        return y.reshape(*input.shape[:-1], self.out_features)
+        return y
