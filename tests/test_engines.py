@@ -17,6 +17,7 @@ from bitsweep import engines, models
 from bitsweep.artifacts import Artifacts
 from bitsweep.engines import runner
 from bitsweep.errors import UserError
+from bitsweep.library import LibraryLinear
 from bitsweep.linear import QuantEmbedding, QuantLinear, quantized
 from bitsweep.models import Model
 from bitsweep.spec import LayerSpec, Plan, QuantSpec
@@ -197,6 +198,17 @@ def test_quantized_inputs_and_caches_are_refused_by_kernels_for_weights(llama: M
     )
     model.plan = Plan({"lm_head": LayerSpec(W8)}, kv=W8)
     assert "key-value cache" in str(engines.choose("auto", model)[1])
+
+
+def test_a_layer_that_a_library_executes_is_no_kernels(llama: Model) -> None:
+    model, name = llama.copy(), "model.layers.0.mlp.up_proj"
+    quant = QuantTensor.quantize(model.weight(name), W4)
+    assert engines.choose("auto", with_layers(llama, {name: W4}))[1] is None
+    model.replace(name, LibraryLinear(nn.Identity(), quant, 0, None, torch.float32))
+    assert engines.choose("auto", model) == (
+        None,
+        f"no kernel here knows another library's layers: {name}",
+    )
 
 
 def test_an_unknown_engine_is_a_mistake_that_names_the_known_ones(llama: Model) -> None:

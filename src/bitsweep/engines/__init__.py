@@ -29,6 +29,7 @@ from bitsweep import kv
 from bitsweep.engines import runner
 from bitsweep.engines.packed import COMPUTE
 from bitsweep.errors import UserError
+from bitsweep.library import LibraryLinear
 from bitsweep.linear import QuantEmbedding, QuantLinear
 from bitsweep.models import Model
 from bitsweep.spec import QuantSpec
@@ -229,6 +230,7 @@ def beyond_codes(layers: Mapping[str, Quantized]) -> dict[str, list[str]]:
     """Layers that are more than their codes: a kernel that took these alone would be wrong."""
     return {
         "masks of pruned weights": [n for n, x in layers.items() if x.quant.mask is not None],
+        "another library's layers": [n for n, x in layers.items() if isinstance(x, LibraryLinear)],
         "corrections of low rank": [n for n, x in layers.items() if getattr(x, "correction", None)],
     }
 
