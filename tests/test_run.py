@@ -66,6 +66,16 @@ def test_each_scientific_axis_changes_the_point_and_nothing_else_does(make, arti
         assert name(same) == base, same
 
 
+def test_an_option_that_came_later_leaves_older_points_their_names(make, artifacts):
+    from bitsweep.run import step_identity
+
+    assert step_identity(make().method)["options"] == {"clip": "none"}
+    assert step_identity(make("method=rtn_stochastic").method)["options"] == {
+        "clip": "none",
+        "rounding": "stochastic",
+    }
+
+
 def test_calibration_names_only_a_method_that_looks_at_it(make, artifacts):
     def name(*overrides):
         return prepare(make(*overrides), artifacts).point_id

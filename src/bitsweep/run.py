@@ -213,7 +213,9 @@ def plan_for(point: Point, model: Model) -> Plan:
             family, width = formats.get(spec.format), model.layers[name].shape[1]
             reason = family.skip(spec) or point.method.skip(spec)
             if reason is None and isinstance(point.method, Particular):
-                reason = point.method.skip_layer(model.layers[name], layers[name])
+                reason = _beyond_library(point) or point.method.skip_layer(
+                    model.layers[name], layers[name]
+                )
             if reason is None and width % family.vector(spec):
                 reason = (
                     f"format={spec.format}: codes of {family.vector(spec)} weights do not divide "
@@ -233,15 +235,36 @@ def plan_for(point: Point, model: Model) -> Plan:
     return plan
 
 
+def _beyond_library(point: Point) -> str | None:
+    """What a library's own layers can not take of this point: masks, corrections, training."""
+    for group, steps in (
+        ("transforms", {"prune"} & {*point.transforms}),
+        ("recover", point.recover),
+    ):
+        for name in steps:
+            return f"{group}=[{name}]: a library's own layers take none; use one of our methods"
+    return None
+
+
 def probes_of(point: Point, kind: Kind) -> dict[str, Probe]:
     """The probes of this point that measure ``kind``, by name."""
     return {name: probe for name, probe in point.probes.items() if probe.kind == kind}
 
 
 def step_identity(step: Any) -> dict[str, Any]:
-    """Class, version and options: what of a method, transform or recovery decides the result."""
+    """Class, version and options: what of a method, transform or recovery decides the result.
+
+    An option that came later, ``field(default=..., metadata={"later": True})``, is left out at its
+    default: what was measured before it existed keeps its id.
+    """
     target = f"{type(step).__module__}.{type(step).__qualname__}"
-    return {"target": target, "version": step.version, "options": plain(step)}
+    later = {
+        item.name
+        for item in dataclasses.fields(step)
+        if item.metadata.get("later") and getattr(step, item.name) == item.default
+    }
+    options = {name: value for name, value in plain(step).items() if name not in later}
+    return {"target": target, "version": step.version, "options": options}
 
 
 def calibration_identity(point: Point, model: Model, artifacts: Artifacts) -> dict[str, Any] | None:

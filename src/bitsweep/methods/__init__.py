@@ -25,7 +25,8 @@ from bitsweep.tensor import QuantTensor
 class Method(Protocol):
     """What the story of a run asks of a method.
 
-    ``version`` changes whenever codes do: it is part of a point's identity. ``ignores`` names the
+    ``version`` changes whenever codes do: it is part of a point's identity, and so are the options
+    (one that was added later, with a default that changes nothing: see ``run.step_identity``). ``ignores`` names the
     axes that make no difference (``bits``, ``group_size``, ``format``, ``symmetric``,
     ``scale_dtype``, ``policy``, ``misfit``, ``calibration``, ``seed``): points that differ only
     there are one. ``calibrated`` says whether it looks at calibration text.

@@ -12,7 +12,7 @@ The mean error vanishes and the squared error grows: on average over where ``w``
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -48,7 +48,7 @@ class RTN:
     """
 
     clip: str = "none"
-    rounding: str = "nearest"
+    rounding: str = field(default="nearest", metadata={"later": True})
 
     version: ClassVar[int] = 1
     calibrated: ClassVar[bool] = False
