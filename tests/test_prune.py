@@ -10,17 +10,19 @@ import torch
 from desk import lay
 from torch import Tensor
 
+from bitsweep import formats
 from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration, CalibrationSpec
 from bitsweep.data import TextSource
 from bitsweep.errors import UserError
 from bitsweep.linear import QuantLinear
-from bitsweep.methods.rtn import RTN
+from bitsweep.methods.rtn import RTN, fit_clipped
 from bitsweep.models import Model, ModelSource, load
 from bitsweep.pruning import best, drop, linear_layers, prune
 from bitsweep.recover.prune import Prune as PruneAfter
 from bitsweep.spec import LayerSpec, Plan, QuantSpec
 from bitsweep.structure import channels_of, heads_of
+from bitsweep.tensor import QuantTensor
 from bitsweep.transforms.prune import Prune
 
 FUSED = ("gpt2", "phi3", "gpt_neox", "bloom", "falcon", "gpt_bigcode", "mpt", "glm4")
@@ -323,6 +325,26 @@ def test_codes_that_stay_are_the_same_codes(model: Model, calibration: Calibrati
         assert int(mask.sum()) == mask.numel() // 2
         assert torch.equal(pruned.weight(name), whole.weight(name) * mask)
         assert isinstance(pruned.get(name), QuantLinear) == (name in names)
+
+
+@pytest.mark.parametrize("clip", ["none", "mse"])
+def test_what_was_pruned_pulls_no_entry_of_a_codebook(
+    clip: str, model: Model, calibration: Calibration
+) -> None:
+    pruned = Prune("magnitude")(model.copy(), calibration)
+    name = linear_layers(model)[2]
+    full, mask = pruned.weight(name), pruned.masks[name]
+    for format in ("int", "codebook"):
+        spec = QuantSpec(2, -1, format=format)
+        plan = Plan({name: LayerSpec(spec)})
+        ours = RTN(clip)(pruned.copy(), plan, calibration).get(name).quant
+        how = formats.plain if clip == "none" else fit_clipped
+        blind = QuantTensor.quantize(full, spec, formats.fit(full, spec, how=how)).masked(mask)
+        if format == "int":  # a range is a range, and holds 0 exactly
+            assert torch.equal(ours.codes, blind.codes)
+        else:
+            errors = [float((q.dequantize() - full).square().sum()) for q in (ours, blind)]
+            assert errors[0] < 0.8 * errors[1]
 
 
 def test_pruning_twice_leaves_what_both_leave(model: Model, calibration: Calibration) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -206,7 +206,20 @@ def least(tried: Iterable[tuple[dict[str, Tensor], Tensor]]) -> dict[str, Tensor
     return best
 
 
-def fit(weight: Tensor, spec: QuantSpec, importance: Tensor | None = None) -> dict[str, Tensor]:
+Fit = Callable[[Family, Tensor, QuantSpec, Params, Tensor | None], dict[str, Tensor]]
+"""Parameters of ``(family, groups, spec, shared, importance)``, as :meth:`Family.fit` has them."""
+
+
+def plain(
+    family: Family, groups: Tensor, spec: QuantSpec, shared: Params, importance: Tensor | None
+) -> dict[str, Tensor]:
+    """The family's own :data:`Fit`."""
+    return family.fit(groups, spec, shared, importance)
+
+
+def fit(
+    weight: Tensor, spec: QuantSpec, importance: Tensor | None = None, how: Fit = plain
+) -> dict[str, Tensor]:
     """All parameters of ``weight`` ``(out, in)`` float32, shared ones included.
 
     ``importance`` ``(out, in)`` or ``(1, in)`` weights squared errors.
@@ -217,5 +230,5 @@ def fit(weight: Tensor, spec: QuantSpec, importance: Tensor | None = None) -> di
     weights: list[Tensor] | list[None] = [None] * len(parts)
     if importance is not None:
         weights = split(importance.expand(weight.shape), spec)
-    each = [family.fit(part, spec, shared, own) for part, own in zip(parts, weights, strict=True)]
+    each = [how(family, g, spec, shared, own) for g, own in zip(parts, weights, strict=True)]
     return join_params(each) | shared

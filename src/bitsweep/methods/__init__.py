@@ -26,10 +26,10 @@ class Method(Protocol):
     """What the story of a run asks of a method.
 
     ``version`` changes whenever codes do: it is part of a point's identity, and so are the options
-    (one that was added later, with a default that changes nothing: see ``run.step_identity``). ``ignores`` names the
-    axes that make no difference (``bits``, ``group_size``, ``format``, ``symmetric``,
-    ``scale_dtype``, ``policy``, ``misfit``, ``calibration``, ``seed``): points that differ only
-    there are one. ``calibrated`` says whether it looks at calibration text.
+    (one that was added later, with a default that changes nothing: see ``run.step_identity``).
+    ``ignores`` names the axes that make no difference (``bits``, ``group_size``, ``format``,
+    ``symmetric``, ``scale_dtype``, ``policy``, ``misfit``, ``calibration``, ``seed``): points that
+    differ only there are one. ``calibrated`` says whether it looks at calibration text.
 
     A method that trains may have ``QUICK``, a ClassVar of options with which tests see all that it
     does in little time.

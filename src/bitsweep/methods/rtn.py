@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -45,6 +46,8 @@ class RTN:
     ``rounding=stochastic`` draws each weight's code by ``seed=``; several seeds give a mean and a
     spread. A weight beyond the grid's ends (the largest of a symmetric group, or a clipped one)
     goes to the end, and there the expectation is not its own.
+
+    Pruned weights do not count where a format is fitted by error.
     """
 
     clip: str = "none"
@@ -78,14 +81,16 @@ class RTN:
     def __call__(self, model: Model, plan: Plan, calibration: Calibration) -> Model:
         generator = seeded()
 
-        def quantize(weight: Tensor, spec: QuantSpec) -> QuantTensor:
-            fit = formats.fit if self.clip == "none" else fit_tensor_clipped
-            params = fit(weight, spec)
+        def quantize(weight: Tensor, spec: QuantSpec, mask: Tensor | None) -> QuantTensor:
+            importance = None if mask is None else mask.to(weight)
+            how = formats.plain if self.clip == "none" else fit_clipped
+            params = formats.fit(weight, spec, importance, how)
             if self.rounding == "nearest":
                 return QuantTensor.quantize(weight, spec, params)
             return quantize_stochastic(weight, spec, params, generator)
 
-        replace_layers(model, plan, plan.layers, quantize)
+        for name in plan.layers:
+            replace_layers(model, plan, [name], partial(quantize, mask=model.masks.get(name)))
         model.plan = plan
         return model
 
@@ -124,27 +129,24 @@ def draw(groups: Tensor, params: Params, spec: QuantSpec, generator: torch.Gener
 
 def quantize_clipped(weight: Tensor, spec: QuantSpec) -> QuantTensor:
     """Round ``weight`` ``(out, in)``, each group on the range with the least squared error."""
-    return QuantTensor.quantize(weight, spec, fit_tensor_clipped(weight, spec))
-
-
-def fit_tensor_clipped(weight: Tensor, spec: QuantSpec) -> dict[str, Tensor]:
-    """Parameters of ``weight`` ``(out, in)``, those of each group by :func:`fit_clipped`."""
-    family = formats.get(spec.format)
-    shared = family.shared(weight, spec)
-    parts = [fit_clipped(family, part, spec, shared) for part in formats.split(weight, spec)]
-    return formats.join_params(parts) | shared
+    return QuantTensor.quantize(weight, spec, formats.fit(weight, spec, how=fit_clipped))
 
 
 def fit_clipped(
-    family: Family, groups: Tensor, spec: QuantSpec, shared: Params
+    family: Family,
+    groups: Tensor,
+    spec: QuantSpec,
+    shared: Params,
+    importance: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Parameters of ``groups`` ``(rows, n, g)`` shrunk by the best factor of each group."""
 
     def tried() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         for shrink in SHRINKS:
-            params = family.fit(groups * shrink, spec, shared)
+            params = family.fit(groups * shrink, spec, shared, importance)
             codes = family.quantize(groups, {**params, **shared}, spec)
             restored = family.dequantize(codes, {**params, **shared}, spec)
-            yield params, (restored - groups).square_().sum(-1)
+            error = (restored - groups).square_()
+            yield params, (error if importance is None else error * importance).sum(-1)
 
     return formats.least(tried())
