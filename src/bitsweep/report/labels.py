@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ SPELLED_OUT = {
 """Axes that have a column or a place of their own; the others are named where they vary."""
 
 LEGEND_CAP = 22
+OPTIONS = re.compile(r" \([^)]*\)")
 IN_WEIGHTS = {"format", "symmetric", "scale_dtype"}
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -62,7 +64,10 @@ def _values(column: pd.Series) -> set[str]:
 
 
 def method(row: Row, axes: Sequence[str] = ()) -> str:
-    """``gptq``, ``gptq (prefix=full_precision)``, ``gptq seed=1`` where seeds vary."""
+    """``gptq``, ``gptq (prefix=full_precision)``, ``gptq seed=1`` where seeds vary.
+
+    What is done before stands before, what is done after behind: ``rotate + gptq a8 + low_rank``.
+    """
     if is_reference(row):
         return "full precision"
     words = ["full precision" if row["method"] == REFERENCE else row["method"]]
@@ -70,9 +75,17 @@ def method(row: Row, axes: Sequence[str] = ()) -> str:
         words.append(f"({row['method_options']})")
     for axis in axes:
         value = row.get(axis)
-        if not missing(value) and value != "":
+        if missing(value) or value == "":
+            continue
+        if axis == "transforms":
+            words.insert(0, f"{value} +")
+        elif axis in ("input", "kv"):
+            words.append({"input": "a", "kv": "kv"}[axis] + str(value).removeprefix("w"))
+        elif axis != "recover":
             name = axis if axis.endswith("seed") else axis.removeprefix("calibration.")
-            words.append(str(value) if axis in ("transforms", "recover") else f"{name}={value}")
+            words.append(f"{name}={value}")
+    if "recover" in axes and not missing(row.get("recover")) and row["recover"] != "":
+        words.append(f"+ {row['recover']}")
     return " ".join(words)
 
 
@@ -98,7 +111,7 @@ def grid(row: Row, axes: Sequence[str] = ()) -> str:
 
 def short(names: Sequence[str]) -> dict[str, str]:
     """Name -> what a legend calls it: a long one loses its options where it stays the only one."""
-    bare = [name.partition(" (")[0] for name in names]
+    bare = [OPTIONS.sub("", name) for name in names]
     return {
         name: cut if len(name) > LEGEND_CAP and bare.count(cut) == 1 else name
         for name, cut in zip(names, bare, strict=True)
