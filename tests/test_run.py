@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import tiny
 from desk import QUICK, lay
 
 from bitsweep import config
@@ -64,6 +65,18 @@ def test_each_scientific_axis_changes_the_point_and_nothing_else_does(make, arti
         assert name(other) != base, other
     for same in ("experiment=other", "tracker=wandb", "misfit=ragged", "threads=1"):
         assert name(same) == base, same
+
+
+@pytest.mark.parametrize(
+    ("overrides", "untied"),
+    [([], False), (["transforms=[rotate]"], True), (["policy=by_role"], True)],
+)
+def test_the_record_says_whether_a_tied_head_got_a_matrix_of_its_own(
+    overrides, untied, make, artifacts, tmp_path
+):
+    tiny.llama_tied(tmp_path / "tied")
+    (record,) = records(make("model.path=tied", *overrides), artifacts)
+    assert record.plan["untied"] is untied
 
 
 def test_an_option_that_came_later_leaves_older_points_their_names(make, artifacts):

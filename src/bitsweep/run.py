@@ -103,7 +103,7 @@ def run(
             model = step(model, plan, calibration)
     became = policies.audit(model, plan)
     for kind in kinds:
-        record = begin(prepared, kind, source)
+        record = begin(prepared, kind, source, model)
         details: Details = [{"plan": became}] if kind == "quality" else []
         for name, probe in probes_of(point, kind).items():
             with stage(name):
@@ -290,8 +290,8 @@ def protocol(point: Point, kind: Kind, artifacts: Artifacts) -> dict[str, Any]:
     return {**probes, "machine": machine}
 
 
-def begin(prepared: Prepared, kind: Kind, source: Model) -> Record:
-    """A Record that says all but its numbers."""
+def begin(prepared: Prepared, kind: Kind, source: Model, model: Model) -> Record:
+    """A Record that says all but its numbers; ``source`` has become ``model``."""
     point, plan = prepared.point, prepared.plan
     return Record(
         run_id=prepared.run_ids[kind],
@@ -310,7 +310,7 @@ def begin(prepared: Prepared, kind: Kind, source: Model) -> Record:
         plan={
             "digest": plan.digest(),
             "summary": plan.summary(),
-            "untied": plan.untie,
+            "untied": plan.untie or (source.tied and not model.tied),  # by a transform
             "misfits": dict(plan.misfits),
             **({"notes": dict(plan.notes)} if plan.notes else {}),
         },
