@@ -68,9 +68,9 @@ class Point:
 
     @property
     def seeded(self) -> bool:
-        """Whether the seed decides anything; a recovery's training may always draw by it."""
-        drawn = any(transform.seeded for transform in self.transforms.values())
-        return drawn or bool(self.recover) or "seed" not in self.method.ignores
+        """Whether the seed decides anything."""
+        steps: list[Any] = [*self.transforms.values(), *self.recover.values()]
+        return any(step.seeded for step in steps) or "seed" not in self.method.ignores
 
     @property
     def folder(self) -> Path:

@@ -45,6 +45,7 @@ class Tuning:
     teacher: ClassVar[float]
     """Share of the loss that is the distance to the full-precision model."""
     calibrated: ClassVar[bool] = True
+    seeded: ClassVar[bool] = True
     QUICK: ClassVar[Mapping[str, Any]] = {"steps": 2, "batch": 2}
     """Options with which a test sees all that the recovery does in little time."""
 

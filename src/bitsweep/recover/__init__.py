@@ -18,13 +18,18 @@ class Recovery(Protocol):
     """What the story of a run asks of a recovery.
 
     ``version`` changes whenever its result does. ``calibrated`` says whether it looks at
-    calibration text. ``calibration.model`` is the full-precision model, transformed: the teacher.
+    calibration text, ``seeded`` whether it draws random numbers, which it then takes from
+    :func:`bitsweep.methods.seeded`; both may depend on its options. ``calibration.model`` is the
+    full-precision model, transformed: the teacher.
     """
 
     version: ClassVar[int]
 
     @property
     def calibrated(self) -> bool: ...
+
+    @property
+    def seeded(self) -> bool: ...
 
     def skip(self, plan: Plan) -> str | None:
         """Why it cannot follow what ``plan`` makes (with the key to change), or None."""

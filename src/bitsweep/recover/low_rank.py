@@ -49,6 +49,7 @@ class LowRank:
     weighting: str = "hessian"
 
     version: ClassVar[int] = 1
+    seeded: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.rank < 1:
