@@ -38,6 +38,12 @@ def test_a_value_that_the_grids_list_narrows_them() -> None:
     assert expand(grids, ["method=gptq", "bits=4"]) == [["method=gptq", "bits=4"]]
 
 
+def test_each_grid_keeps_the_given_values_that_it_lists() -> None:
+    grids = [{"method": "rtn"}, {"method": ["gptq", "awq"]}, {"method": "qat", "method.steps": 5}]
+    points = expand(grids, ["method=qat,gptq"])
+    assert points == [["method=gptq"], ["method=qat", "method.steps=5"]]
+
+
 def test_a_value_that_no_grid_lists_replaces_theirs() -> None:
     grids = [{"method": "rtn", "bits": [3, 4]}, {"method": "gptq", "bits": 8}]
     assert expand(grids, ["bits=5"]) == [["bits=5", "method=rtn"], ["bits=5", "method=gptq"]]

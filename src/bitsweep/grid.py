@@ -24,10 +24,10 @@ Axes = dict[str, list[str]]
 def expand(grids: Any, arguments: Sequence[str], config_loader: Any = None) -> list[list[str]]:
     """The overrides of every point: those of ``arguments`` first, then one per axis of its grid.
 
-    An axis that the command line gives too: where a grid lists one of the given values, grids
-    without any of them fall away (``method=gptq`` leaves out the full-precision row); where none
-    does, the given values replace it in every grid that has it. An axis that no grid has is swept
-    in all of them.
+    An axis that the command line gives too: where a grid lists one of the given values, each grid
+    keeps those of them that it lists, and grids that list others fall away (``method=gptq`` leaves
+    out the full-precision row); where none does, the given values replace it in every grid that
+    has it. An axis that no grid has is swept in all of them.
 
     Raises:
         UserError: ``grids`` is no list of mappings, or the command line left none of them.
@@ -42,7 +42,7 @@ def expand(grids: Any, arguments: Sequence[str], config_loader: Any = None) -> l
         if any(key in box and not {*given[key]} & {*box[key]} for key in listed):
             continue
         mine = {
-            key: values
+            key: [v for v in values if v in box[key]] if key in listed and key in box else values
             for key, values in given.items()
             if key in box or len(values) == 1 or not any(key in other for other in boxes)
         }
