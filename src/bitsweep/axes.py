@@ -80,11 +80,11 @@ def variants(path: Path) -> dict[str, str]:
 
 
 def engine_files() -> dict[str, Path]:
-    """The kernel families: ``torch_int4.py`` is one when its class ``TorchInt4`` packs layers."""
+    """The kernel families: ``torch_int4.py`` is one when its class ``TorchInt4`` has that name."""
     found = {}
     for name, path in files("engines").items():
         text = path.read_text("utf-8")
         title = name.title().replace("_", "")
-        if re.search(rf"^class {title}\b", text, re.M) and "def pack(self" in text:
+        if re.search(rf"^class {title}\b", text, re.M) and f'name = "{name}"' in text:
             found[name] = path
     return found
