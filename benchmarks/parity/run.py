@@ -33,9 +33,10 @@ SCRIPTS = [
     ("llmcompressor", "compressed_tensors_rtn", "compressed_tensors"),
     ("llmcompressor", "llmcompressor_gptq", "llmcompressor"),
     ("gptqmodel", "gptqmodel_gptq", "gptqmodel"),
-    *methods.SCRIPTS,
 ]
 """Environment, script, and the folder below the work folder that it fills."""
+
+PARTS = {"gptq": SCRIPTS, "methods": methods.SCRIPTS}
 
 
 def main() -> None:
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=environments.ROOT / "results" / "parity")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--reuse", action="store_true", help="keep peers' outputs that are there")
+    parser.add_argument("--part", nargs="*", choices=list(PARTS), default=list(PARTS))
     options = parser.parse_args()
     for path in (options.model, options.text):
         if not path.is_dir():
@@ -57,32 +59,38 @@ def main() -> None:
     settings = {"cases": gptq.CASES, "grids": rtn.GRIDS, "block_size": gptq.BLOCK_SIZE}
     settings["methods"] = methods.CASES
     inputs.write(given, options.work, settings)
-    for name, script, folder in SCRIPTS:
+    for name, script, folder in (entry for part in options.part for entry in PARTS[part]):
         if not options.reuse:
             shutil.rmtree(options.work / folder, ignore_errors=True)
         if not (options.work / folder / "report.json").exists():
             environments.run(name, script, options.work, options.threads)
-    end_to_end = gptq.end_to_end(given, options.work)
-    others = methods.end_to_end(given, options.work)
-    results = {
-        "about": _about(given, options.work, options.threads),
-        "end_to_end": end_to_end,
-        "verdicts": gptq.verdicts(end_to_end),
-        "same_tokens": gptq.same_tokens(given, options.work),
-        "layers": gptq.layers(given, options.work),
-        "rtn": rtn.compare(options.work),
-        "awq_windows": inputs.WINDOWS // 4,
-        "values": methods.values(options.work),
-        "methods": others,
-        "method_verdicts": methods.verdicts(others),
-    }
-    report.write(results, options.out)
+    if "gptq" in options.part:
+        end_to_end = gptq.end_to_end(given, options.work)
+        results = {
+            "about": _about(given, options, "gptq"),
+            "end_to_end": end_to_end,
+            "verdicts": gptq.verdicts(end_to_end),
+            "same_tokens": gptq.same_tokens(given, options.work),
+            "layers": gptq.layers(given, options.work),
+            "rtn": rtn.compare(options.work),
+        }
+        report.write(results, options.out)
+    if "methods" in options.part:
+        rows = methods.end_to_end(given, options.work)
+        results = {
+            "about": _about(given, options, "methods"),
+            "awq_windows": inputs.WINDOWS // 4,
+            "values": methods.values(options.work),
+            "methods": rows,
+            "verdicts": methods.verdicts(rows),
+        }
+        report.write_methods(results, options.out)
     print(f"{options.out / 'README.md'}")
 
 
-def _about(given: inputs.Inputs, work: Path, threads: int) -> dict[str, Any]:
-    folders = [folder for _, _, folder in SCRIPTS]
-    reports = {name: json.loads((work / name / "report.json").read_text()) for name in folders}
+def _about(given: inputs.Inputs, options: argparse.Namespace, part: str) -> dict[str, Any]:
+    folders = [folder for _, _, folder in PARTS[part]]
+    reports = {n: json.loads((options.work / n / "report.json").read_text()) for n in folders}
     ours = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     git = ["git", "-C", str(environments.ROOT), "rev-parse", "HEAD"]
     return {
@@ -96,7 +104,7 @@ def _about(given: inputs.Inputs, work: Path, threads: int) -> dict[str, Any]:
         "group_size": gptq.GROUP_SIZE,
         "versions": {"bitsweep": {"bitsweep": bitsweep.__version__, **ours}}
         | {name: value["versions"] for name, value in reports.items()},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {threads} thread(s) used",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} thread(s) used",
         "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
         "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
