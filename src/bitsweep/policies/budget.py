@@ -190,6 +190,8 @@ class Budget:
         ]
         sweep = ["policy=only", f"policy.only={EACH}{self.by}", f"bits={self._options}"]
         place = [f"experiment={Path(self.scores).name}"]
+        if not any(word.startswith(("probes=", "+experiments=")) for word in rest):
+            sweep.append("probes=sensitivity")
         return shlex.join(["bitsweep", "run", "-m", *rest, *sweep, *place])
 
 
