@@ -10,9 +10,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: no tes
 
 import absl.logging
 import pytest
+import tiny
 import torch
 
 from bitsweep.artifacts import Artifacts
+from bitsweep.data import Data, Reference, TextSource
+from bitsweep.models import Model
 
 torch.set_num_threads(1)
 
@@ -59,6 +62,29 @@ def device(request: pytest.FixtureRequest) -> str:
 def artifacts(tmp_path: Path) -> Artifacts:
     """An artifact store on disk, empty."""
     return Artifacts(tmp_path / "artifacts")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the test file's own."""
+    return tmp_path_factory.mktemp("folder")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Model:
+    """A tiny Llama, one for all tests of a file: it is to be copied, never changed."""
+    return tiny.load("llama", folder)
+
+
+@pytest.fixture
+def reference(
+    request: pytest.FixtureRequest, model: Model, tmp_path: Path, artifacts: Artifacts
+) -> Reference:
+    """``model`` and the windows of 64 tokens of the test file's ``TEXT``."""
+    path = tmp_path / "text.txt"
+    path.write_text(request.module.TEXT, encoding="utf-8")
+    text = TextSource("text", str(path))
+    return Reference(model, Data("d", {"text": text}, window=64), artifacts)
 
 
 @pytest.fixture(scope="session")

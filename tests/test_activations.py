@@ -203,16 +203,6 @@ def test_a_token_takes_the_first_width_that_is_near_enough() -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("activations")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
-    return tiny.load("llama", folder)
-
-
-@pytest.fixture(scope="module")
 def calibration(model: Model, folder: Path) -> Calibration:
     path = folder / "text.txt"
     path.write_text("The dog ran to the sea, and the cat sat on a mat. " * 40)

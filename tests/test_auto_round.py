@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import tiny
 import torch
@@ -11,8 +9,7 @@ from torch import Tensor
 
 from bitsweep import policies
 from bitsweep.artifacts import Artifacts
-from bitsweep.calibration import Calibration, CalibrationSpec
-from bitsweep.data import TextSource
+from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
 from bitsweep.methods.auto_round import AutoRound, Learner, _batches
 from bitsweep.methods.rtn import RTN
@@ -30,15 +27,8 @@ def gaussian(seed: int = 0) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return tiny.load("llama", tmp_path_factory.mktemp("auto_round"))
-
-
-@pytest.fixture(scope="module")
 def calibration(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("".join(random.Random(0).choices("etaoin shrdlu", k=4096)))
-    spec = CalibrationSpec(TextSource("letters", str(path)), windows=8, window=32)
+    spec = tiny.letters(tmp_path_factory.mktemp("text"), 4096, windows=8, window=32)
     return Calibration(model, spec, Artifacts(None))
 
 

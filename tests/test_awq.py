@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 
 import pytest
@@ -12,8 +11,7 @@ from torch import Tensor
 
 from bitsweep import policies
 from bitsweep.artifacts import Artifacts
-from bitsweep.calibration import Calibration, CalibrationSpec
-from bitsweep.data import TextSource
+from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
 from bitsweep.methods.awq import AWQ, CLIPS, Inputs, _is_query_or_key, _normalised, clipped
 from bitsweep.methods.rtn import RTN
@@ -44,9 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture(scope="module")
 def calibration(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("".join(random.Random(0).choices("etaoin shrdlu", k=4096)))
-    spec = CalibrationSpec(TextSource("letters", str(path)), windows=8, window=32)
+    spec = tiny.letters(tmp_path_factory.mktemp("text"), 4096, windows=8, window=32)
     return Calibration(model, spec, Artifacts(None))
 
 

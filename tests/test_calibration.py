@@ -26,16 +26,6 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz      "
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("calibration")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
-    return tiny.load("llama", folder)
-
-
-@pytest.fixture(scope="module")
 def spec(folder: Path) -> CalibrationSpec:
     """5000 random letters, one token each: 78 windows of 64."""
     path = folder / "text.txt"

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 
 import pytest
-import tiny
 import torch
 
 from bitsweep import data as data_module
@@ -13,11 +12,6 @@ from bitsweep.data import Data, Reference, TextSource, check_calibration, make, 
 from bitsweep.errors import UserError
 
 TEXT = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. " * 8
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.load("llama", tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 
-from bitsweep.data import Data, Reference, TextSource
 from bitsweep.fold import edges, fold
 from bitsweep.methods import place
 from bitsweep.probes.error import Error
@@ -15,20 +13,8 @@ from bitsweep.tensor import QuantTensor
 
 UP = "model.layers.0.mlp.up_proj"
 Q = "model.layers.1.self_attn.q_proj"
+TEXT = "Seven grey geese went home before the rain began. " * 12
 SPEC = QuantSpec(bits=3, group_size=32)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.load("llama", tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def reference(model, tmp_path, artifacts):
-    path = tmp_path / "text.txt"
-    path.write_text("Seven grey geese went home before the rain began. " * 12)
-    text = TextSource("text", str(path))
-    return Reference(model, Data("d", {"text": text}, window=64), artifacts)
 
 
 def rounded(model, *names, spec=SPEC):

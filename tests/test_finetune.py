@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import tiny
 import torch
 
 from bitsweep import policies
 from bitsweep.artifacts import Artifacts
-from bitsweep.calibration import Calibration, CalibrationSpec
-from bitsweep.data import TextSource
+from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
 from bitsweep.methods.rtn import RTN
 from bitsweep.models import Model
@@ -25,9 +22,7 @@ FAST = {"steps": 6, "batch": 4, "lr": 0.02}
 @pytest.fixture(scope="module")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     folder = tmp_path_factory.mktemp("finetune")
-    path = folder / "text.txt"
-    path.write_text("".join(random.Random(0).choices("etaoin shrdlu", k=2048)))
-    text = CalibrationSpec(TextSource("letters", str(path)), windows=16, window=32)
+    text = tiny.letters(folder, 2048, windows=16, window=32)
     return Calibration(tiny.load("llama", folder), text, Artifacts(None))
 
 

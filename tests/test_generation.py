@@ -14,11 +14,6 @@ PROMPTS = ["Once upon a time", "The geese", "Why not?", "x y", "Nobody came"]
 ROWS = [{"prompt": prompt, "reference": f"{prompt} and so on"} for prompt in PROMPTS]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.load("llama", tmp_path_factory.mktemp("model"))
-
-
 def reference(model, tmp_path, artifacts, **options):
     path = tmp_path / "task.jsonl"
     path.write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8")

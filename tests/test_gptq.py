@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from dataclasses import replace
 
 import pytest
@@ -13,8 +12,7 @@ from torch import Tensor
 
 from bitsweep import formats, policies
 from bitsweep.artifacts import Artifacts
-from bitsweep.calibration import Block, Calibration, CalibrationSpec
-from bitsweep.data import TextSource
+from bitsweep.calibration import Block, Calibration
 from bitsweep.errors import UserError
 from bitsweep.linear import quantized_spec
 from bitsweep.methods.gptq import GPTQ, inverse_factor
@@ -298,15 +296,8 @@ def test_nothing_pruned_is_no_mask() -> None:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return tiny.load("llama", tmp_path_factory.mktemp("gptq"))
-
-
-@pytest.fixture(scope="module")
 def calibration(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("".join(random.Random(0).choices("etaoin shrdlu", k=2048)))
-    spec = CalibrationSpec(TextSource("letters", str(path)), windows=8, window=64)
+    spec = tiny.letters(tmp_path_factory.mktemp("text"), 2048, windows=8, window=64)
     return Calibration(model, spec, Artifacts(None))
 
 

@@ -4,26 +4,11 @@ import pytest
 import tiny
 import torch
 
-from bitsweep.data import Data, Reference, TextSource
 from bitsweep.probes import kl
 from bitsweep.probes.kl import KL
 from bitsweep.probes.perplexity import Perplexity
 
 TEXT = "Seven grey geese went home before the rain began. " * 12
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.load("llama", tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def reference(model, tmp_path, artifacts):
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return Reference(
-        model, Data("d", {"text": TextSource("text", str(path))}, window=64), artifacts
-    )
 
 
 def uniform(model):

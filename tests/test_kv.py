@@ -22,16 +22,6 @@ THROUGH_REGISTRY = sorted(set(tiny.ARCHITECTURES) - OWN_ATTENTION)
 IDS = torch.arange(40, 64).view(2, 12)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kv")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
-    return tiny.load("llama", folder)
-
-
 def with_cache(model: Model, bits: float, group_size: int = -1) -> Model:
     plan = Plan(kv=QuantSpec(bits, group_size))
     assert kv.skip(plan, model) is None

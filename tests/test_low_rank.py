@@ -9,12 +9,12 @@ import pytest
 import tiny
 import torch
 from desk import lay
+from tiny import logits, sentences
 from torch import Tensor, nn
 
 from bitsweep import engines, models, policies
 from bitsweep.artifacts import Artifacts
-from bitsweep.calibration import Calibration, CalibrationSpec
-from bitsweep.data import TextSource
+from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
 from bitsweep.fold import fold
 from bitsweep.linear import QuantLinear
@@ -34,30 +34,8 @@ UNIFORM = Policy("uniform", (Rule(role="linear"),))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("low_rank")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
-    return tiny.load("llama", folder)
-
-
-@pytest.fixture(scope="module")
 def calibration(model: Model, folder: Path) -> Calibration:
-    return calibrated(model, folder)
-
-
-def calibrated(model: Model, folder: Path) -> Calibration:
-    path = folder / "text.txt"
-    path.write_text("The dog ran to the sea, and a cat sat on a mat. " * 20)
-    spec = CalibrationSpec(TextSource("text", str(path)), windows=8, window=64)
-    return Calibration(model, spec, Artifacts(None))
-
-
-def logits(model: Model) -> Tensor:
-    with torch.no_grad():
-        return model.module(torch.arange(64).view(1, 64)).logits
+    return sentences(model, folder)
 
 
 def matrix(rows: int = 24, columns: int = 32) -> Tensor:
@@ -334,7 +312,7 @@ def test_a_tied_head_is_corrected_on_its_own(folder: Path) -> None:
     tied = tiny.load("llama_tied", folder)
     spec = LayerSpec(QuantSpec(3, 32))
     plan = Plan({"model.embed_tokens": spec, "lm_head": spec})
-    calibration = calibrated(tied, folder)
+    calibration = sentences(tied, folder)
     result = Correct(8)(RTN()(tied.copy(), plan, calibration), plan, calibration)
     assert result.get("lm_head").quant is result.get("model.embed_tokens").quant
     moved = tied.weight("lm_head") - corrected(result, "lm_head")

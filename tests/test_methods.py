@@ -22,7 +22,6 @@ from torch import Tensor
 from bitsweep import formats, policies
 from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration, CalibrationSpec
-from bitsweep.data import TextSource
 from bitsweep.errors import UserError
 from bitsweep.fold import factor_since
 from bitsweep.methods import Method, Particular
@@ -71,20 +70,8 @@ every_quantizer = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("methods")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
-    return tiny.load("llama", folder)
-
-
-@pytest.fixture(scope="module")
 def spec(folder: Path) -> CalibrationSpec:
-    path = folder / "text.txt"
-    path.write_text("".join(random.Random(0).choices("etaoin shrdlu", k=4096)))
-    return CalibrationSpec(TextSource("letters", str(path)), windows=16, window=64)
+    return tiny.letters(folder, 4096, windows=16, window=64)
 
 
 def accepted(method: Method, spec: QuantSpec) -> QuantSpec:

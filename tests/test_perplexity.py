@@ -19,20 +19,6 @@ from bitsweep.probes.perplexity import Perplexity
 TEXT = "The fox was not quick, and no dog was lazy; they only said so. " * 12
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.load("llama", tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def reference(model, tmp_path, artifacts):
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return Reference(
-        model, Data("d", {"text": TextSource("text", str(path))}, window=64), artifacts
-    )
-
-
 def metrics(measurement):
     return {metric.name: metric for metric in measurement.metrics}
 

@@ -8,12 +8,12 @@ import pytest
 import tiny
 import torch
 from desk import lay
+from tiny import logits, sentences
 from torch import Tensor
 
 from bitsweep import formats
 from bitsweep.artifacts import Artifacts
-from bitsweep.calibration import Calibration, CalibrationSpec
-from bitsweep.data import TextSource
+from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
 from bitsweep.linear import QuantLinear
 from bitsweep.methods.rtn import RTN, fit_clipped
@@ -30,30 +30,8 @@ FUSED = ("gpt2", "phi3", "gpt_neox", "bloom", "falcon", "gpt_bigcode", "mpt", "g
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("prune")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
-    return tiny.load("llama", folder)
-
-
-@pytest.fixture(scope="module")
 def calibration(model: Model, folder: Path) -> Calibration:
-    return calibrated(model, folder)
-
-
-def calibrated(model: Model, folder: Path) -> Calibration:
-    path = folder / "text.txt"
-    path.write_text("The dog ran to the sea, and a cat sat on a mat. " * 20)
-    spec = CalibrationSpec(TextSource("text", str(path)), windows=8, window=64)
-    return Calibration(model, spec, Artifacts(None))
-
-
-def logits(model: Model) -> Tensor:
-    with torch.no_grad():
-        return model.module(torch.arange(64).view(1, 64)).logits
+    return sentences(model, folder)
 
 
 def correlated(features: int) -> Tensor:
@@ -254,7 +232,7 @@ def test_a_pruned_block_hands_on_what_it_gets(
 
 def test_a_row_that_goes_takes_its_bias_along(folder: Path) -> None:
     model = tiny.load("gpt2", folder)
-    pruned = Prune("magnitude", "channels")(model.copy(), calibrated(model, folder))
+    pruned = Prune("magnitude", "channels")(model.copy(), sentences(model, folder))
     layer = "transformer.h.0.mlp.c_fc"
     rows = pruned.masks[layer].any(1)
     assert int(rows.sum()) * 2 == len(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from torch import Tensor
 from bitsweep import policies
 from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration, CalibrationSpec
-from bitsweep.data import TextSource
 from bitsweep.errors import UserError
 from bitsweep.methods.gptq import GPTQ
 from bitsweep.methods.qat import QAT, Latent, named
@@ -31,20 +29,8 @@ FAST = {"steps": 6, "batch": 4, "lr": 0.02}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("qat")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
-    return tiny.load("llama", folder)
-
-
-@pytest.fixture(scope="module")
 def text(folder: Path) -> CalibrationSpec:
-    path = folder / "text.txt"
-    path.write_text("".join(random.Random(0).choices("etaoin shrdlu", k=2048)))
-    return CalibrationSpec(TextSource("letters", str(path)), windows=16, window=32)
+    return tiny.letters(folder, 2048, windows=16, window=32)
 
 
 @pytest.fixture

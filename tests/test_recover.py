@@ -16,7 +16,6 @@ import yaml
 from bitsweep import policies
 from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration, CalibrationSpec
-from bitsweep.data import TextSource
 from bitsweep.methods.rtn import RTN
 from bitsweep.models import Model
 from bitsweep.policies import Policy, Rule
@@ -53,20 +52,8 @@ every_recovery = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("recover")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
-    return tiny.load("llama", folder)
-
-
-@pytest.fixture(scope="module")
 def spec(folder: Path) -> CalibrationSpec:
-    path = folder / "text.txt"
-    path.write_text("".join(random.Random(0).choices("etaoin shrdlu", k=1024)))
-    return CalibrationSpec(TextSource("letters", str(path)), windows=8, window=32)
+    return tiny.letters(folder, 1024, windows=8, window=32)
 
 
 def recovered(

@@ -34,11 +34,6 @@ NONE: Any = None
 """Of the calibration, at which a rotation does not look."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("rotate")
-
-
 @functools.cache
 def load(name: str, folder: Path) -> Model:
     return tiny.load(name, folder)

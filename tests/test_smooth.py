@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 
 from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration, CalibrationSpec
-from bitsweep.data import TextSource
 from bitsweep.errors import UserError
 from bitsweep.models import Model
 from bitsweep.transforms.rotate import Rotate
@@ -26,20 +24,8 @@ QKV = [f"model.layers.0.self_attn.{name}_proj" for name in "qkv"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("smooth")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
-    return tiny.load("llama", folder)
-
-
-@pytest.fixture(scope="module")
 def spec(folder: Path) -> CalibrationSpec:
-    path = folder / "text.txt"
-    path.write_text("".join(random.Random(0).choices("etaoin shrdlu", k=4096)))
-    return CalibrationSpec(TextSource("letters", str(path)), windows=4, window=64)
+    return tiny.letters(folder, 4096, windows=4, window=64)
 
 
 def smoothed(model: Model, spec: CalibrationSpec, step: Smooth) -> Model:

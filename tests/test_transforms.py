@@ -18,7 +18,6 @@ from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration, CalibrationSpec
 from bitsweep.compose import compose
 from bitsweep.config import job
-from bitsweep.data import TextSource
 from bitsweep.methods import replace_layers
 from bitsweep.models import Model
 from bitsweep.policies import Policy, Rule, audit, make
@@ -37,15 +36,8 @@ every_exact = pytest.mark.parametrize("name", [n for n in NAMES if TRANSFORMS[n]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("transforms")
-
-
-@pytest.fixture(scope="module")
 def spec(folder: Path) -> CalibrationSpec:
-    path = folder / "text.txt"
-    path.write_text("".join(random.Random(0).choices("etaoin shrdlu", k=4096)))
-    return CalibrationSpec(TextSource("letters", str(path)), windows=8, window=32)
+    return tiny.letters(folder, 4096, windows=8, window=32)
 
 
 @pytest.fixture(scope="module")

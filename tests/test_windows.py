@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
 from bitsweep import config, windows
@@ -20,16 +19,6 @@ from bitsweep.errors import UserError
 from bitsweep.models import Model
 
 DOCUMENTS = ("a" * 20, "b" * 90, "c" * 10, "d" * 40, "e" * 30)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("windows")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
-    return tiny.load("llama", folder)
 
 
 @pytest.fixture(scope="module")

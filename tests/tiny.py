@@ -8,6 +8,7 @@ one, so that a test notices a missing factor.
 
 from __future__ import annotations
 
+import random
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,6 +26,8 @@ from transformers import (
 from transformers.utils import logging
 
 from bitsweep.artifacts import Artifacts
+from bitsweep.calibration import Calibration, CalibrationSpec
+from bitsweep.data import TextSource
 from bitsweep.models import Model, ModelSource
 from bitsweep.models import load as load_source
 
@@ -128,6 +132,28 @@ def source(name: str, folder: Path, **options: Any) -> ModelSource:
 def load(name: str, folder: Path, **options: Any) -> Model:
     """A loaded instance of ``name``, kept below ``folder``."""
     return load_source(source(name, folder, **options), Artifacts(None))
+
+
+def letters(folder: Path, count: int, windows: int, window: int) -> CalibrationSpec:
+    """``windows`` of ``window`` tokens of ``count`` random letters, a token each."""
+    path = folder / "text.txt"
+    path.write_text("".join(random.Random(0).choices("etaoin shrdlu", k=count)))
+    return CalibrationSpec(TextSource("letters", str(path)), windows=windows, window=window)
+
+
+def sentences(model: Model, folder: Path) -> Calibration:
+    """``model`` on 8 windows of 64 tokens of two short clauses, again and again."""
+    path = folder / "text.txt"
+    path.write_text("The dog ran to the sea, and a cat sat on a mat. " * 20)
+    spec = CalibrationSpec(TextSource("text", str(path)), windows=8, window=64)
+    return Calibration(model, spec, Artifacts(None))
+
+
+def logits(model: Model) -> Tensor:
+    """Of the tokens 0 to 63."""
+    with torch.no_grad():
+        found: Tensor = model.module(torch.arange(64).view(1, 64)).logits
+    return found
 
 
 llama = partial(save, "llama")
