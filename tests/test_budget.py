@@ -126,7 +126,7 @@ def test_missing_scores_are_refused_with_the_command_that_makes_them(desk: Desk)
     assert "results/sensitivity has no score of 14 of 14 layers × bits" in words
     assert words.endswith(
         "bitsweep run -m data=text policy=only policy.only=each:layer bits=2,4 "
-        "experiment=sensitivity"
+        "probes=sensitivity experiment=sensitivity"
     )
     with pytest.raises(Refused, match="no score of 7 of 21"):
         planned(desk, "policy.options=[2,3,4]")

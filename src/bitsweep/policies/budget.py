@@ -190,7 +190,7 @@ class Budget:
         ]
         sweep = ["policy=only", f"policy.only={EACH}{self.by}", f"bits={self._options}"]
         place = [f"experiment={Path(self.scores).name}"]
-        if not any(word.startswith(("probes=", "+experiments=")) for word in rest):
+        if not any(word.startswith(("probes", "+experiments=")) for word in rest):
             sweep.append("probes=sensitivity")
         return shlex.join(["bitsweep", "run", "-m", *rest, *sweep, *place])
 
