@@ -57,7 +57,8 @@ def test_the_method_is_swept_and_reported(desk: Desk) -> None:
 
 
 def test_the_contract_suite_holds_it_as_ours(desk: Desk) -> None:
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", "-k", "halve"]
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider"]
+    command += ["-k", "halve"]
     command += [str(ROOT / "tests" / "test_methods.py"), "--config-dir", "my_conf"]
     path = os.pathsep.join([str(desk.folder), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
