@@ -166,6 +166,7 @@ def test_a_layer_that_misses_the_requirement_is_shown_in_the_report(tmp_path: Pa
     assert verdicts[0]["worse_over_worse"] == pytest.approx(6.0 / 5.9, abs=1e-5)
     assert not verdicts[0]["met"]  # 1.7 % above the worse of the two
     results = {"about": about, "end_to_end": end_to_end, "verdicts": verdicts, "rtn": rtn}
+    results |= {"method_verdicts": []}
     results |= {"layers": [layer_row | far, layer_row | near], "same_tokens": 1.0}
     report.write(results, tmp_path)
     text = (tmp_path / "README.md").read_text()
