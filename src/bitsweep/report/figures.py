@@ -32,7 +32,7 @@ from bitsweep.report.style import (
     UNDATED,
     slug,
 )
-from bitsweep.report.tables import heat, primary, signed, speed_metric
+from bitsweep.report.tables import heat, primaries, signed, speed_metric
 
 MOST_LINES = 6
 """Of a legend, before the figure grows with it."""
@@ -62,15 +62,15 @@ def draw(frame: pd.DataFrame, folder: Path, curves: Sequence[Curve] = ()) -> lis
 
 def figures(frame: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """(file name, figure); with several models, a figure each, named after its model."""
-    quality = primary(frame)
-    if quality is None:
-        return
+    own = primaries(frame)
     speed = speed_metric(frame)
     models = list(dict.fromkeys(frame["model"]))
     looks, names = appearance(frame), labels.varying(frame)
     everything = whole(frame)
     for model in models:
-        part = everything[everything["model"] == model]
+        if model not in own:
+            continue
+        part, quality = everything[everything["model"] == model], own[model]
         end = f"_{slug(model)}" if len(models) > 1 else ""
         title = model if len(models) > 1 else ""
         if _count(part, "file_mib", quality):
@@ -81,7 +81,7 @@ def figures(frame: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         if speed is not None and _count(part, speed, quality):
             axis = SPEED_AXIS[speed]
             yield f"front_speed{end}", _front(part, speed, axis, quality, looks, names, title)
-        cells = heat(part, quality)
+        cells = heat(part)
         if cells["change"].notna().any():
             what = f"change of perplexity ({quality.partition('/')[2]}), %"
             yield f"heatmap{end}", _heatmap(cells, f"{title}: {what}" if title else what)

@@ -122,7 +122,7 @@ def _base(frame: pd.DataFrame, y: list[str]) -> dict[str, dict[str, float]]:
 
 def _rows(frame: pd.DataFrame, numbers: list[str], quality: str | None) -> list[dict[str, Any]]:
     axes = labels.varying(frame)
-    changes = {} if quality is None else _changes(frame, quality)
+    changes = {} if quality is None else _changes(frame)
     kinds = {name: frame.attrs["metrics"][name]["delta"] for name in numbers}
     rows = []
     for row in labels.rows(frame):
@@ -182,7 +182,7 @@ def _change(row: labels.Row, metric: str, kind: str | None) -> str:
     return f"{text} %" if text and kind == "ratio" else text
 
 
-def _changes(frame: pd.DataFrame, metric: str) -> dict[str, float]:
+def _changes(frame: pd.DataFrame) -> dict[str, float]:
     """run_id -> change in per cent, as in the heat map."""
-    cells = heat(frame, metric).dropna(subset=["change"])
+    cells = heat(frame).dropna(subset=["change"])
     return dict(zip(cells["run_id"], cells["change"].astype(float), strict=True))

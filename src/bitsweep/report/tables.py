@@ -38,6 +38,21 @@ def primary(frame: pd.DataFrame) -> str | None:
     return min(counts, key=lambda name: (-counts[name], name)) if counts else None
 
 
+def primaries(frame: pd.DataFrame) -> dict[str, str]:
+    """Each model's own :func:`primary`: models may have been measured on different texts."""
+    own = {str(name): primary(part) for name, part in frame.groupby("model", sort=False)}
+    return {name: metric for name, metric in own.items() if metric is not None}
+
+
+def fronts(frame: pd.DataFrame, x: str) -> pd.Series:
+    """:func:`front.front` by ``x`` and each model's own perplexity."""
+    main = primaries(frame)
+    parts = [
+        front(part, x, main.get(str(name), "")) for name, part in frame.groupby("model", sort=False)
+    ]
+    return pd.concat(parts).reindex(frame.index)
+
+
 def metrics(frame: pd.DataFrame, kind: str) -> list[str]:
     """Metrics ``kind/...`` that at least one row has a number for."""
     known = frame.attrs.get("metrics", {})
@@ -53,7 +68,7 @@ def sheets(
     """
     quality = primary(frame)
     speed = speed_metric(frame)
-    size_marks = front(frame, "file_mib", quality or "")
+    size_marks = fronts(frame, "file_mib")
     columns = _main(frame, quality)
     made = {"main": _sheet("Quality and size", frame, columns, size_marks, provenance)}
     made["main"] = replace(made["main"], notes=(*made["main"].notes, *_merged(merged)))
@@ -67,10 +82,10 @@ def sheets(
     if speed is not None:
         made["latency"] = _sheet(
             "Latency of the packed engines", frame, _latency(frame),
-            front(frame, speed, quality or ""), provenance,
+            fronts(frame, speed), provenance,
         )  # fmt: skip
-    if quality is not None and len(heat(frame, quality)):
-        made["heatmap"] = _heatmap(frame, quality, provenance)
+    if quality is not None and len(heat(frame)):
+        made["heatmap"] = _heatmap(frame, provenance)
     made |= sensitivity.sheets(frame, quality, provenance)
     over = seeds.sheet(frame, [*metrics(frame, "ppl"), *metrics(frame, "kl_mean")], provenance)
     if over.lines:
@@ -140,12 +155,14 @@ def _main(frame: pd.DataFrame, quality: str | None) -> list[Column]:
     texts = sorted(metrics(frame, "ppl"), key=lambda name: (name != quality, name))
     for name in texts:
         columns += _with_change(frame, f"ppl {_text(name)}", name, 4)
-    if quality is not None:
-        text = _text(quality)
+    main = list(dict.fromkeys(primaries(frame).values()))
+    for text in map(_text, main):
+        of = f" {text}" if len(main) > 1 else ""
         if f"kl_mean/{text}" in metrics(frame, "kl_mean"):
-            columns.append(_plain("KL", f"kl_mean/{text}", 4))
+            columns.append(_plain(f"KL{of}", f"kl_mean/{text}", 4))
         if f"top1/{text}" in metrics(frame, "top1"):
-            columns.append(_plain("top-1 %", f"top1/{text}", 1, _percent(frame, f"top1/{text}")))
+            percent = _percent(frame, f"top1/{text}")
+            columns.append(_plain(f"top-1 %{of}", f"top1/{text}", 1, percent))
     return columns
 
 
@@ -300,17 +317,18 @@ def _protocols(frame: pd.DataFrame, used: Sequence[str]) -> Iterable[str]:
             yield f"{', '.join(names)}{of}: {signature}"
 
 
-def heat(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+def heat(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per quantized point, with its place in the heat map and its change in per cent.
 
+    The change is that of the model's own :func:`primary`.
     Points of which one part alone is quantized have tables and bars of their own.
     """
-    axes = labels.varying(frame)
+    axes, main = labels.varying(frame), primaries(frame)
     cells = []
     for row in labels.rows(whole(frame)):
         if row["method"] == REFERENCE or row.get("bits") is None:
             continue
-        ratio = row.get(f"{metric}.delta")
+        ratio = row.get(f"{main.get(str(row['model']))}.delta")
         cells.append(
             {
                 "run_id": row["run_id"],
@@ -328,9 +346,10 @@ def heat(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     return pd.DataFrame(cells, columns=names.split())
 
 
-def _heatmap(frame: pd.DataFrame, metric: str, provenance: str) -> Sheet:
+def _heatmap(frame: pd.DataFrame, provenance: str) -> Sheet:
     """Method x bits: perplexity's change in per cent, one line per method, policy and group."""
-    cells = heat(frame, metric)
+    cells = heat(frame)
+    main = list(dict.fromkeys(primaries(frame).values()))
     bits = sorted(cells["bits"].unique())
     lines, values = [], []
     keys = ["model", "policy", "group", "method"]
@@ -343,13 +362,13 @@ def _heatmap(frame: pd.DataFrame, metric: str, provenance: str) -> Sheet:
     lines.sort(key=lambda line: line.cells[:2])
     sides: list[Literal["l", "r"]] = ["r"] * len(bits)
     return Sheet(
-        title=f"Change of {metric} in per cent: method × bits",
+        title=f"Change of {', '.join(main)} in per cent: method × bits",
         heads=("policy", "group", "method", *(f"{b:g} bits" for b in bits)),
         align=("l", "l", "l", *sides),
         lines=tuple(lines),
         columns=(*keys, *(f"bits_{b:g}" for b in bits)),
         values=tuple(values),
-        small=(*_protocols(frame, [metric]), f"Generated by bitsweep report from {provenance}"),
+        small=(*_protocols(frame, main), f"Generated by bitsweep report from {provenance}"),
     )
 
 

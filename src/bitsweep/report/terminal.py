@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from bitsweep.report import labels
-from bitsweep.report.front import front
-from bitsweep.report.tables import change, number, primary, speed_metric
+from bitsweep.report.tables import change, fronts, number, primaries, primary, speed_metric
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +21,7 @@ AXES = ("model", "method", "bits", "group_size", "policy", "label")
 def front_rows(frame: pd.DataFrame) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
     """Column names and full numbers of full precision, the front and what is tied with it."""
     quality, speed = primary(frame), speed_metric(frame)
-    marked = frame.assign(front=front(frame, "file_mib", quality or ""))
+    marked = frame.assign(front=fronts(frame, "file_mib"))
     wanted = [*AXES, "front", "bits_per_weight", "file_mib", quality, f"{quality}.delta", speed]
     columns = tuple(name for name in wanted if name is not None and name in marked)
     kept = [row for row in labels.rows(marked) if row["front"] in ("reference", "front", "tied")]
@@ -39,7 +38,7 @@ def show(report: Report, console: Console | None = None, next_command: str = "")
 
     console = console or Console()
     frame = report.frame
-    rows = labels.rows(frame.assign(front=front(frame, "file_mib", primary(frame) or "")))
+    rows = labels.rows(frame.assign(front=fronts(frame, "file_mib")))
     for model in dict.fromkeys(row["model"] for row in rows if row["status"] == "ok"):
         own = [row for row in rows if row["model"] == model]
         alone = sum(row.get("only") is not None and row["status"] == "ok" for row in own)
@@ -65,7 +64,7 @@ def _table(frame: pd.DataFrame, rows: list[dict[str, Any]], model: str) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    quality, speed = primary(frame), speed_metric(frame)
+    quality, speed = primaries(frame).get(model), speed_metric(frame)
     axes = labels.varying(frame)
     counts = pd.Series([row["status"] for row in rows]).value_counts()
     tied = sum(row["front"] == "tied" for row in rows)
