@@ -48,6 +48,15 @@ def test_no_two_methods_look_alike():
     assert len({marker for _, marker in looks.values()}) == 3
 
 
+def test_of_too_many_methods_those_on_the_front_are_told_apart():
+    present = [(f"m{i:02}", "front" if i < 3 else "dominated") for i in range(12)]
+    looks = figures._told_apart(present)
+    named = [name for name, look in looks.items() if look != figures.OTHERS]
+    assert {"m00", "m01", "m02"} <= set(named)
+    assert len({looks[name] for name in named}) == len(named) == 7
+    assert len(looks) == 12
+
+
 def test_full_precision_is_known_from_any_row_that_knows_its_ratio():
     row = records.record("rtn", 4, metrics=[records.ppl(3.0, 2.9, 3.1)])
     assert abs(figures.baseline(frame([row]), "ppl/in_domain") - 2.6131) < 1e-12

@@ -6,8 +6,9 @@ The loss of a batch of windows is
 
 both in nats a token, the teacher being the full-precision model (Hinton, Vinyals & Dean, 2015, at
 temperature 1). Adam (Kingma & Ba, 2015), whose step is *relative*, as in Adafactor (Shazeer &
-Stern, 2018, section 8): ``lr`` times the tensor's own root mean square. One ``lr`` then serves
-weights, scales and norms of any model. It rises over the first tenth of the steps and falls to 0.
+Stern, 2018, section 8): ``lr`` times a size of the tensor's own, its root mean square where nothing
+else is said. One ``lr`` then serves weights, scales and norms of any model. It rises over the first
+tenth of the steps and falls to 0.
 
 Parameters are float32 copies; the forward pass is the quantized model's own, in its dtype.
 """
@@ -71,16 +72,17 @@ class Knob:
     size: float
 
     @classmethod
-    def of(cls, start: Tensor) -> Knob:
-        """Begins at ``start``, and moves in units of its root mean square."""
+    def of(cls, start: Tensor, size: float | None = None) -> Knob:
+        """Begins at ``start``, and moves in units of ``size``: None, of its root mean square."""
         value = start.detach().to(torch.float32, copy=True)
-        size = float(value.square().mean().sqrt())
-        return cls(nn.Parameter(value), max(size, LEAST_SIZE))
+        if size is None:
+            size = max(float(value.square().mean().sqrt()), LEAST_SIZE)
+        return cls(nn.Parameter(value), size)
 
     @classmethod
-    def factor(cls, like: Tensor) -> Knob:
+    def factor(cls, like: Tensor, size: float = 1.0) -> Knob:
         """The logarithm of a positive factor for each element of ``like``; begins at 0."""
-        return cls(nn.Parameter(torch.zeros_like(like, dtype=torch.float32)), 1.0)
+        return cls(nn.Parameter(torch.zeros_like(like, dtype=torch.float32)), size)
 
 
 class Weight(Protocol):

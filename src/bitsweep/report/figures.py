@@ -11,12 +11,10 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from bitsweep.report import bars, labels
+from bitsweep.report import bars, heatmap, labels
 from bitsweep.report.curves import Curve
 from bitsweep.report.frame import is_reference, references, whole
 from bitsweep.report.front import front
@@ -32,7 +30,7 @@ from bitsweep.report.style import (
     UNDATED,
     slug,
 )
-from bitsweep.report.tables import heat, primaries, signed, speed_metric
+from bitsweep.report.tables import heat, primaries, speed_metric
 
 MOST_LINES = 6
 """Of a legend, before the figure grows with it."""
@@ -84,7 +82,7 @@ def figures(frame: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         cells = heat(part)
         if cells["change"].notna().any():
             what = f"change of perplexity ({quality.partition('/')[2]}), %"
-            yield f"heatmap{end}", _heatmap(cells, f"{title}: {what}" if title else what)
+            yield f"heatmap{end}", heatmap.draw(cells, f"{title}: {what}" if title else what)
 
 
 def _count(part: pd.DataFrame, x: str, y: str) -> int:
@@ -92,6 +90,10 @@ def _count(part: pd.DataFrame, x: str, y: str) -> int:
         return 0
     usable = (part["status"] == "ok") & ~references(part)
     return int((usable & part[x].notna() & part[y].notna()).sum())
+
+
+OTHERS = (FAINT, ".")
+"""The look of methods that are too many to be told apart."""
 
 
 def appearance(frame: pd.DataFrame) -> dict[str, tuple[str, str]]:
@@ -138,10 +140,15 @@ def _front(
     best = sorted((row[x], row[y]) for row, mark in points if mark == "front")
     where: Literal["pre", "post"] = "pre" if higher else "post"
     axes.step(*zip(*best, strict=True), where=where, color=FAINT, lw=0.9, zorder=1)
+    present = [(labels.grid(row, names), mark) for row, mark in points]
+    looks = looks if len(looks) <= len(PALETTE) else _told_apart(present)
     for row, mark in points:
         _point(axes, row, mark, x, y, looks[labels.grid(row, names)])
-    present = {labels.grid(row, names) for row, _ in points}
-    called = labels.short([name for name in looks if name in present])
+    shown = {name for name, _ in present}
+    called = labels.short([n for n in looks if n in shown and looks[n] != OTHERS])
+    others = len(shown) - len(called)
+    if others:
+        axes.plot([], [], OTHERS[1], color=OTHERS[0], ms=4, ls="", label=f"{others} others")
     for name, text in called.items():
         color, marker = looks[name]
         axes.plot([], [], marker, color=color, ms=4, ls="", label=text)
@@ -164,6 +171,23 @@ def _front(
     )  # fmt: skip
     _name_front(axes, [row for row, mark in points if mark == "front"], x, y, higher)
     return figure
+
+
+def _told_apart(present: Sequence[tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Looks for as many names as eyes can tell apart: those most on the front, then those tied.
+
+    ``present`` has the name and the mark of each point; the other names are grey.
+    """
+    order = ("front", "tied", "dominated")
+
+    def rank(name: str) -> tuple[int, ...]:
+        own = [mark for other, mark in present if other == name]
+        return tuple(-own.count(mark) for mark in order)
+
+    ranked = sorted({name for name, _ in present}, key=lambda name: (rank(name), name))
+    first = sorted(ranked[: len(PALETTE) - 1])
+    looks = {name: (PALETTE[i], MARKERS[i]) for i, name in enumerate(first)}
+    return looks | dict.fromkeys(sorted(set(ranked) - set(first)), OTHERS)
 
 
 def _point(axes: Axes, row: labels.Row, mark: str, x: str, y: str, look: tuple[str, str]) -> None:
@@ -253,67 +277,3 @@ def _axis(axes: Axes, y: str, base: float | None, values: Sequence[float]) -> No
     for height in heights[1:]:
         axes.axhline(height, color=PALE, lw=0.5, zorder=0)
     axes.axhline(base, color=INK, lw=0.8, ls=":", zorder=1)
-
-
-def _heatmap(cells: pd.DataFrame, title: str) -> Figure:
-    """Method x bits, a panel for each policy and group; hatched where there is no such point."""
-    measured = cells[cells["change"].notna()]
-    panels = sorted(
-        {(row["policy"], row["group"]) for row in labels.rows(measured)},
-        key=lambda panel: (panel[0], len(panel[1]), panel[1]),  # g32 before g128
-    )
-    methods = sorted(cells["method"].unique())
-    bits = sorted(cells["bits"].unique())
-    across = min(2, len(panels))
-    down = math.ceil(len(panels) / across)
-    height = down * (0.24 * len(methods) + 0.42) + 0.3
-    figure = Figure(figsize=(COLUMN_IN, height), layout="constrained")
-    grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
-    limit = max(1.0, float(cells["change"].abs().max()))
-    norm = SymLogNorm(linthresh=0.1, vmin=-limit, vmax=limit)
-    for axes, panel in zip(grid.flat, panels, strict=False):
-        part = cells[(cells["policy"] == panel[0]) & (cells["group"] == panel[1])]
-        _panel(axes, part, methods, bits, norm)
-        axes.set_title(" ".join(word for word in panel if word))
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    for axes in grid[-1]:
-        axes.set_xlabel("bits")
-    figure.suptitle(title, fontsize=7.5)
-    return figure
-
-
-def _panel(
-    axes: Axes, part: pd.DataFrame, methods: Sequence[str], bits: Sequence[float], norm: SymLogNorm
-) -> None:
-    colors = matplotlib.colormaps["RdBu_r"]
-    for row in labels.rows(part):
-        column, line = bits.index(row["bits"]), methods.index(row["method"])
-        corner = (column - 0.5, line - 0.5)
-        change = row["change"]
-        if change is None:
-            axes.add_patch(Rectangle(corner, 1, 1, fc=PALE, ec="#B0B0B0", hatch="/////", lw=0))
-            continue
-        shade = 0.5 + 0.86 * (float(norm(change)) - 0.5)  # keep off the darkest ends: text on it
-        color = colors(shade)
-        axes.add_patch(Rectangle(corner, 1, 1, fc=color, ec="white", lw=1))
-        light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
-        axes.text(
-            column, line, _short(change), ha="center", va="center", fontsize=5.8,
-            color=INK if light > 0.5 else "white",
-        )  # fmt: skip
-    axes.set_xlim(-0.5, len(bits) - 0.5)
-    axes.set_ylim(len(methods) - 0.5, -0.5)
-    axes.set_xticks(range(len(bits)), [f"{b:g}" for b in bits])
-    axes.set_yticks(range(len(methods)), labels.short(methods).values())
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def _short(change: float) -> str:
-    """Per cent in at most five signs: +0.02, +2.6, +114, +26e4."""
-    size = abs(change)
-    if size >= 1e4:
-        return f"{change / 1e3:+.0f}e3" if size < 1e5 else f"{change / 1e4:+.0f}e4"
-    return signed(change, 2 if size < 1 else 1 if size < 100 else 0)

@@ -1,0 +1,110 @@
+"""The heat map: change of perplexity by method and bits, a panel for each policy and group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import SymLogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from bitsweep.report import labels
+from bitsweep.report.style import COLUMN_IN, INK, PALE
+from bitsweep.report.tables import signed
+
+MOST_ROWS = 10
+"""Methods that a heat map one column wide has room for."""
+
+
+def draw(cells: pd.DataFrame, title: str) -> Figure:
+    """Method x bits, a panel for each policy and group; hatched where there is no such point."""
+    measured = cells[cells["change"].notna()]
+    panels = sorted(
+        {(row["policy"], row["group"]) for row in labels.rows(measured)},
+        key=lambda panel: (panel[0], len(panel[1]), panel[1]),  # g32 before g128
+    )
+    methods = sorted(cells["method"].unique())
+    bits = sorted(cells["bits"].unique())
+    if len(methods) > MOST_ROWS:
+        return _long_heatmap(cells, panels, bits, title)
+    across = min(2, len(panels))
+    down = math.ceil(len(panels) / across)
+    height = down * (0.24 * len(methods) + 0.42) + 0.3
+    figure = Figure(figsize=(COLUMN_IN, height), layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    limit = max(1.0, float(cells["change"].abs().max()))
+    norm = SymLogNorm(linthresh=0.1, vmin=-limit, vmax=limit)
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        part = cells[(cells["policy"] == panel[0]) & (cells["group"] == panel[1])]
+        _panel(axes, part, methods, bits, norm)
+        axes.set_title(" ".join(word for word in panel if word))
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes in grid[-1]:
+        axes.set_xlabel("bits")
+    figure.suptitle(title, fontsize=7.5)
+    return figure
+
+
+def _long_heatmap(
+    cells: pd.DataFrame, panels: Sequence[tuple[str, str]], bits: Sequence[float], title: str
+) -> Figure:
+    """As wide as a page, a panel below the other, each with the methods that it has."""
+    parts = [cells[(cells["policy"] == p) & (cells["group"] == g)] for p, g in panels]
+    rows = [sorted(part["method"].unique()) for part in parts]
+    height = sum(0.17 * len(own) + 0.32 for own in rows) + 0.4
+    figure = Figure(figsize=(2 * COLUMN_IN + 0.25, height), layout="constrained")
+    grid = figure.subplots(
+        len(panels), 1, squeeze=False, sharex=True, height_ratios=[len(own) + 0.5 for own in rows]
+    )
+    limit = max(1.0, float(cells["change"].abs().max()))
+    norm = SymLogNorm(linthresh=0.1, vmin=-limit, vmax=limit)
+    for axes, panel, part, own in zip(grid.flat, panels, parts, rows, strict=True):
+        _panel(axes, part, own, bits, norm)
+        axes.set_title(" ".join(word for word in panel if word))
+    grid[-1, 0].set_xlabel("bits")
+    figure.suptitle(title, fontsize=7.5)
+    return figure
+
+
+def _panel(
+    axes: Axes, part: pd.DataFrame, methods: Sequence[str], bits: Sequence[float], norm: SymLogNorm
+) -> None:
+    colors = matplotlib.colormaps["RdBu_r"]
+    for row in labels.rows(part):
+        column, line = bits.index(row["bits"]), methods.index(row["method"])
+        corner = (column - 0.5, line - 0.5)
+        change = row["change"]
+        if change is None:
+            axes.add_patch(Rectangle(corner, 1, 1, fc=PALE, ec="#B0B0B0", hatch="/////", lw=0))
+            continue
+        shade = 0.5 + 0.86 * (float(norm(change)) - 0.5)  # keep off the darkest ends: text on it
+        color = colors(shade)
+        axes.add_patch(Rectangle(corner, 1, 1, fc=color, ec="white", lw=1))
+        light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+        axes.text(
+            column, line, _short(change), ha="center", va="center", fontsize=5.8,
+            color=INK if light > 0.5 else "white",
+        )  # fmt: skip
+    axes.set_xlim(-0.5, len(bits) - 0.5)
+    axes.set_ylim(len(methods) - 0.5, -0.5)
+    called = (
+        labels.short(methods) if len(methods) <= MOST_ROWS else {name: name for name in methods}
+    )
+    axes.set_xticks(range(len(bits)), [f"{b:g}" for b in bits])
+    axes.set_yticks(range(len(methods)), [called[name] for name in methods])
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _short(change: float) -> str:
+    """Per cent in at most five signs: +0.02, +2.6, +114, +26e4."""
+    size = abs(change)
+    if size >= 1e4:
+        return f"{change / 1e3:+.0f}e3" if size < 1e5 else f"{change / 1e4:+.0f}e4"
+    return signed(change, 2 if size < 1 else 1 if size < 100 else 0)
