@@ -76,11 +76,12 @@ def _cases() -> list[Row]:
     for bits in (4, 3):
         for seed in range(SEEDS):
             add("llm-compressor", "rotate", f"rotate-w{bits}-seed{seed}", bits=bits, seed=seed)
-    for bits in (4, 3, 2):
-        for seed in range(SEEDS):
-            name = f"auto_round-w{bits}-seed{seed}"
-            options = {"iters": ITERATIONS, "batch": BATCH, "symmetric": True}
-            add("auto-round", "auto_round", name, bits=bits, seed=seed, **options)
+    for symmetric in (False, True):  # the symmetric grids differ: see the conventions
+        for bits in (4, 3, 2):
+            for seed in range(SEEDS):
+                name = f"auto_round-{'' if symmetric else 'asym-'}w{bits}-seed{seed}"
+                options = {"iters": ITERATIONS, "batch": BATCH, "symmetric": symmetric}
+                add("auto-round", "auto_round", name, bits=bits, seed=seed, **options)
     return cases
 
 
