@@ -120,8 +120,8 @@ Question: are our other methods and formats those of the field? Command:
 Answer: {met} of {len(rows)} comparisons meet their requirement.
 
 Settings as in [README.md](README.md): {about["model"]}, float32, one core, groups of
-{about["group_size"]}, TinyStories' token ids handed over, one evaluation for all. bitsweep at commit
-`{about["commit"][:12]}`, {about["utc"]}.
+{about["group_size"]}, TinyStories' token ids handed over, one evaluation for all. bitsweep at
+commit `{about["commit"][:12]}`, {about["utc"]}.
 
 {_versions(about["versions"])}
 

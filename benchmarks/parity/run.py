@@ -104,7 +104,8 @@ def _about(given: inputs.Inputs, options: argparse.Namespace, part: str) -> dict
         "group_size": gptq.GROUP_SIZE,
         "versions": {"bitsweep": {"bitsweep": bitsweep.__version__, **ours}}
         | {name: value["versions"] for name, value in reports.items()},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} thread(s) used",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
+        f"{options.threads} thread(s) used",
         "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
         "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
