@@ -139,7 +139,8 @@ Perplexity of what each tool hands back, ours and theirs, on the same evaluation
 runs and their range. AWQ's runs are three calibration draws of {results["awq_windows"]} windows,
 those of rotation and auto-round three seeds, all else is one run. A row is met when our mean is not
 above 1.03 of their mean (W4, and where nothing is drawn), their range (W3, W2), their mean plus two
-standard deviations (seeded). CPU seconds are of one core. Every run is in `methods.csv`;
+standard deviations (auto-round); llm-compressor's rotation is one fixed matrix, which has to lie in
+the range of our seeds or above. CPU seconds are of one core. Every run is in `methods.csv`;
 `same_zeros` there is the share of equal masks in the first block's query, key and value.
 
 {_table(results["verdicts"], tuple(results["verdicts"][0]))}
