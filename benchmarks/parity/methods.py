@@ -289,7 +289,8 @@ def verdicts(rows: list[Row]) -> list[Row]:
         theirs = [run["theirs"] for run in runs]
         mean, their_mean = statistics.fmean(ours), statistics.fmean(theirs)
         if name.startswith("rotate"):  # theirs is one fixed matrix, ours is drawn by the seed
-            limit, rule = math.inf if min(ours) <= their_mean else -math.inf, "in our range or above"
+            limit = math.inf if min(ours) <= their_mean else -math.inf
+            rule = "in our range or above"
         elif name.startswith("auto_round"):
             limit = their_mean + 2 * statistics.stdev(theirs)
             rule = "their mean + 2 sd"
