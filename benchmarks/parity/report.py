@@ -105,6 +105,11 @@ grid is in `rtn.csv`.
 
 {_rtn(results["rtn"])}
 
+## Time
+
+GPTQ's CPU seconds beside both peers', alternating in three rounds: `python benchmarks/parity/speed.py`
+writes `speed.csv`.
+
 {CONVENTIONS.read_text().strip()}
 """
 
