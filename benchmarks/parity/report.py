@@ -107,7 +107,8 @@ grid is in `rtn.csv`.
 
 ## Time
 
-GPTQ's CPU seconds beside both peers', alternating in three rounds: `python benchmarks/parity/speed.py`
+GPTQ's CPU seconds beside both peers', alternating in three rounds:
+`python benchmarks/parity/speed.py`
 writes `speed.csv`.
 
 {CONVENTIONS.read_text().strip()}
