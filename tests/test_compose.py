@@ -109,3 +109,8 @@ def test_another_hydra_application_in_the_process_survives() -> None:
         before = GlobalHydra.instance().hydra
         compose([])
         assert GlobalHydra.instance().hydra is before
+
+
+def test_a_choice_of_a_list_that_is_not_there_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"transforms=rotat: .*did you mean rotate\?"):
+        compose(["transforms=[rotat]"])

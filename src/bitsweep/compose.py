@@ -233,6 +233,7 @@ def explain(error: Exception) -> str:
 
 def _no_such_choice(path: str, options: Sequence[str]) -> str:
     group, _, choice = path.rpartition("/")
+    options = options or list(group_files(group))  # Hydra names none for a list of choices
     return f"{group}={choice}: no such {group}{nearest(choice, options)}{choices(options)}"
 
 
