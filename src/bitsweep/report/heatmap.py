@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -27,20 +28,19 @@ def draw(cells: pd.DataFrame, title: str) -> Figure:
         {(row["policy"], row["group"]) for row in labels.rows(measured)},
         key=lambda panel: (panel[0], len(panel[1]), panel[1]),  # g32 before g128
     )
+    parts = [cells[(cells["policy"] == p) & (cells["group"] == g)] for p, g in panels]
     methods = sorted(cells["method"].unique())
-    bits = sorted(cells["bits"].unique())
     if len(methods) > MOST_ROWS:
-        return _long_heatmap(cells, panels, bits, title)
-    across = min(2, len(panels))
-    down = math.ceil(len(panels) / across)
-    height = down * (0.24 * len(methods) + 0.42) + 0.3
-    figure = Figure(figsize=(COLUMN_IN, height), layout="constrained")
-    grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+        rows = [sorted(part["method"].unique()) for part in parts]
+        figure, grid = _page_wide(rows)
+    else:
+        rows = [methods] * len(panels)
+        figure, grid = _column_wide(len(panels), len(methods))
+    bits = sorted(cells["bits"].unique())
     limit = max(1.0, float(cells["change"].abs().max()))
     norm = SymLogNorm(linthresh=0.1, vmin=-limit, vmax=limit)
-    for axes, panel in zip(grid.flat, panels, strict=False):
-        part = cells[(cells["policy"] == panel[0]) & (cells["group"] == panel[1])]
-        _panel(axes, part, methods, bits, norm)
+    for axes, panel, part, own in zip(grid.flat, panels, parts, rows, strict=False):
+        _panel(axes, part, own, bits, norm)
         axes.set_title(" ".join(word for word in panel if word))
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
@@ -50,25 +50,21 @@ def draw(cells: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def _long_heatmap(
-    cells: pd.DataFrame, panels: Sequence[tuple[str, str]], bits: Sequence[float], title: str
-) -> Figure:
-    """As wide as a page, a panel below the other, each with the methods that it has."""
-    parts = [cells[(cells["policy"] == p) & (cells["group"] == g)] for p, g in panels]
-    rows = [sorted(part["method"].unique()) for part in parts]
+def _column_wide(panels: int, methods: int) -> tuple[Figure, Any]:
+    """Two panels side by side, all with the same methods."""
+    across = min(2, panels)
+    down = math.ceil(panels / across)
+    height = down * (0.24 * methods + 0.42) + 0.3
+    figure = Figure(figsize=(COLUMN_IN, height), layout="constrained")
+    return figure, figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+
+
+def _page_wide(rows: Sequence[Sequence[str]]) -> tuple[Figure, Any]:
+    """A panel below the other, each with the methods that it has: long names need the width."""
     height = sum(0.17 * len(own) + 0.32 for own in rows) + 0.4
     figure = Figure(figsize=(2 * COLUMN_IN + 0.25, height), layout="constrained")
-    grid = figure.subplots(
-        len(panels), 1, squeeze=False, sharex=True, height_ratios=[len(own) + 0.5 for own in rows]
-    )
-    limit = max(1.0, float(cells["change"].abs().max()))
-    norm = SymLogNorm(linthresh=0.1, vmin=-limit, vmax=limit)
-    for axes, panel, part, own in zip(grid.flat, panels, parts, rows, strict=True):
-        _panel(axes, part, own, bits, norm)
-        axes.set_title(" ".join(word for word in panel if word))
-    grid[-1, 0].set_xlabel("bits")
-    figure.suptitle(title, fontsize=7.5)
-    return figure
+    ratios = [len(own) + 0.5 for own in rows]
+    return figure, figure.subplots(len(rows), 1, squeeze=False, sharex=True, height_ratios=ratios)
 
 
 def _panel(
