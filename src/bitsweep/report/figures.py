@@ -51,11 +51,28 @@ def draw(frame: pd.DataFrame, folder: Path, curves: Sequence[Curve] = ()) -> lis
     style: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE}
     with matplotlib.rc_context(style):
         for name, figure in (*figures(frame), *bars.figures(frame, curves)):
+            _settle(figure)
             for suffix, options in UNDATED.items():
                 path = folder / f"{name}.{suffix}"
                 figure.savefig(path, format=suffix, **options)
                 written.append(path)
     return written
+
+
+def _settle(figure: Figure) -> None:
+    """Lay ``figure`` out once, at rounded places.
+
+    The solver of constrained layouts orders its variables by their addresses, so that places differ
+    in the last bit from process to process: enough to round a tenth decimal in a PDF the other way.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        left, bottom, width, height = axes.get_position().bounds
+        axes.set_position((round(left, 6), round(bottom, 6), round(width, 6), round(height, 6)))
+    if figure._suptitle is not None:  # type: ignore[attr-defined]  # has no public getter
+        x, y = figure._suptitle.get_position()  # type: ignore[attr-defined]
+        figure._suptitle.set_position((round(x, 6), round(y, 6)))  # type: ignore[attr-defined]
 
 
 def figures(frame: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
