@@ -1,8 +1,8 @@
 """A point leaves the house: checkpoints that other runtimes load.
 
-A :class:`Container` is how a family of checkpoint files holds quantized weights, one a file,
-found on disk (``export/compressed_tensors.py`` has the class ``CompressedTensors``): tensors a layer
-at a time, so that a checkpoint larger than memory is written shard by shard, and back again.
+A :class:`Container` is how a family of checkpoint files holds quantized weights, one a file, found
+on disk (``export/compressed_tensors.py`` has the class ``CompressedTensors``): tensors a layer at a
+time, so that a checkpoint larger than memory is written shard by shard, and back again.
 """
 
 from __future__ import annotations
