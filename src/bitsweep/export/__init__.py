@@ -21,6 +21,10 @@ class Container(Protocol):
     """How one kind of Hugging Face checkpoint holds quantized layers.
 
     What is not quantized lies in the same files under its own names, as transformers saves it.
+
+    An object is of one checkpoint. It may remember what only tensors show or only the configuration
+    says: :meth:`config` is asked (at the latest: again) after the :meth:`tensors` of all layers, and
+    :meth:`plan` before the first :meth:`quant`.
     """
 
     name: str
