@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from bitsweep import engines, models
+from bitsweep.activations import InputQuantizer
 from bitsweep.artifacts import Artifacts
-from bitsweep.engines import runner
+from bitsweep.engines import registry, runner
 from bitsweep.errors import UserError
 from bitsweep.library import LibraryLinear
 from bitsweep.linear import QuantEmbedding, QuantLinear, quantized
 from bitsweep.models import Model
-from bitsweep.spec import LayerSpec, Plan, QuantSpec
+from bitsweep.spec import InputSpec, LayerSpec, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
 
 torch.set_num_threads(1)
@@ -190,12 +191,17 @@ def test_dense_is_for_models_without_quantized_layers_only(llama: Model) -> None
     assert reason == "dense would time dequantized weights: lm_head"
 
 
-def test_quantized_inputs_and_caches_are_refused_by_kernels_for_weights(llama: Model) -> None:
-    model = with_layers(llama, {"lm_head": W8})
-    model.plan = Plan({"lm_head": LayerSpec(W8, input=W8)})
-    assert engines.choose("auto", model)[1] == (
-        "kernels for weights only: lm_head with quantized inputs"
+def test_kernels_for_weights_refuse_a_layer_whose_inputs_are_quantized(llama: Model) -> None:
+    model = with_layers(llama, {"lm_head": W4, "model.embed_tokens": W4})
+    model.get("lm_head").input_quantizer = InputQuantizer(InputSpec(QuantSpec(8)))
+    assert engines.choose("torch_int4", model)[1] == (
+        "no packed kernel for lm_head (torch_int4: it has quantized inputs (a8-float16), and this "
+        "kernel takes floating ones)"
     )
+
+
+def test_a_quantized_cache_is_refused_by_all(llama: Model) -> None:
+    model = with_layers(llama, {"lm_head": W8})
     model.plan = Plan({"lm_head": LayerSpec(W8)}, kv=W8)
     assert "key-value cache" in str(engines.choose("auto", model)[1])
 
@@ -205,9 +211,9 @@ def test_a_layer_that_a_library_executes_is_no_kernels(llama: Model) -> None:
     quant = QuantTensor.quantize(model.weight(name), W4)
     assert engines.choose("auto", with_layers(llama, {name: W4}))[1] is None
     model.replace(name, LibraryLinear(nn.Identity(), quant, 0, None, torch.float32))
-    assert engines.choose("auto", model) == (
+    assert engines.choose("torch_int4", model) == (
         None,
-        f"no kernel here knows another library's layers: {name}",
+        f"no engine here knows another library's layers: {name}",
     )
 
 
@@ -321,7 +327,7 @@ def test_available_repeats_a_kernels_own_error(monkeypatch: pytest.MonkeyPatch) 
         **{**vars(broken), "name": "wrong", "pack": lambda _: lambda x: x[:, :32]}
     )
     kernels = {**engines.kernels(), "broken": broken, "wrong": wrong}
-    monkeypatch.setattr(engines, "kernels", lambda: kernels)
+    monkeypatch.setattr(registry, "kernels", lambda: kernels)
     said = engines.available()
     assert said["torch_int4"] == said["torch_int8"] == said["dense"] == "ok"
     assert said["broken"] == "RuntimeError: no such"

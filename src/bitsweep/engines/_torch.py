@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bitsweep.engines import grid
 from bitsweep.engines.lookup import Lookup
 from bitsweep.engines.packed import COMPUTE, Packed
+from bitsweep.engines.protocols import input_spec
 from bitsweep.linear import QuantEmbedding, QuantLinear
 from bitsweep.tensor import QuantTensor
 
@@ -58,10 +59,17 @@ class TorchKernel:
     TOLERANCE = 1e-2
 
     def refuses(self, layer: QuantLinear | QuantEmbedding) -> str | None:
-        reason = grid.refuses(layer.quant.spec, self.bits)
+        reason = grid.refuses(layer.quant.spec, self.bits) or self.wrong_inputs(layer)
         if reason or isinstance(layer, QuantEmbedding):
             return reason
         return self.misfit(layer)
+
+    def wrong_inputs(self, layer: QuantLinear | QuantEmbedding) -> str | None:
+        """Why the inputs of ``layer`` are not those that this kernel multiplies, or None."""
+        found = input_spec(layer)
+        if found is None:
+            return None
+        return f"it has quantized inputs (a{found}), and this kernel takes floating ones"
 
     def misfit(self, layer: QuantLinear) -> str | None:
         """Why the groups of a layer with the right codes do not fit, or None."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from bitsweep.engines.protocols import Runner
 from bitsweep.models import Model
 
 
@@ -57,3 +59,24 @@ def cast(model: Model, dtype: torch.dtype) -> Model:
                 done[id(parameter)] = nn.Parameter(value, requires_grad=False)
             module._parameters[name] = done[id(parameter)]
     return model
+
+
+def generate(
+    runner: Runner, ids: Tensor, max_new_tokens: int, ends: Collection[int] = ()
+) -> Tensor:
+    """Greedy continuations ``(batch, new)`` of the prompts ``ids`` ``(batch, tokens)``.
+
+    Stops when every row has met a token of ``ends``; a row that met it earlier is filled up with
+    that token. Prompts have one length: nothing is padded, and the checkpoint's own generation
+    settings play no part (:mod:`bitsweep.greedy`, which probes use, pads and masks).
+    """
+    logits, cache = runner.prefill(ids)
+    stops = torch.tensor(sorted(ends), dtype=torch.int64, device=ids.device)
+    tokens = logits.argmax(-1).to(ids.device)
+    written, done = [tokens], torch.isin(tokens, stops)
+    while len(written) < max_new_tokens and not bool(done.all()):
+        logits = runner.decode(tokens.unsqueeze(1), cache)
+        tokens = torch.where(done, tokens, logits.argmax(-1).to(ids.device))
+        done |= torch.isin(tokens, stops)
+        written.append(tokens)
+    return torch.stack(written, dim=1)
