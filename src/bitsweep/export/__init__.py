@@ -34,8 +34,8 @@ class Container(Protocol):
     What is not quantized lies in the same files under its own names, as transformers saves it.
 
     An object is of one checkpoint. It may remember what only tensors show or only the configuration
-    says: :meth:`config` is asked (at the latest: again) after the :meth:`tensors` of all layers, and
-    :meth:`plan` before the first :meth:`quant`.
+    says: :meth:`config` is asked (at the latest: again) after the :meth:`tensors` of all layers,
+    and :meth:`plan` before the first :meth:`quant`.
     """
 
     name: str
