@@ -20,6 +20,22 @@ def test_a_record_survives_json():
     assert Record.from_json(json.loads(json.dumps(before.to_json()))) == before
 
 
+def test_metrics_that_differ_in_numbers_alone_share_a_line_and_come_back():
+    full = {"ms": metric("ms", 2.0, lo=1.0, hi=3.0), "ms/b4": metric("ms/b4", 8.0, lo=7.0, hi=9.0)}
+    full |= {"ms/b9": metric("ms/b9", 5.0), "ms/b16": metric("ms/b16", None, reason="no room")}
+    before = record(metrics=full)
+    written = before.to_json()["metrics"]
+    assert written["ms"]["at"] == {"b4": [8.0, 7.0, 9.0], "b9": [5.0]}
+    assert list(written) == ["ms", "ms/b16"]
+    assert Record.from_json(json.loads(json.dumps(before.to_json()))) == before
+
+
+def test_a_number_beside_an_empty_cell_has_a_line_of_its_own():
+    full = {"ms": metric("ms", None, reason="no room"), "ms/b4": metric("ms/b4", 8.0)}
+    before = record(metrics=full | {"ms/b9": metric("ms/b9", None, reason="no room")})
+    assert Record.from_json(json.loads(json.dumps(before.to_json()))) == before
+
+
 def test_a_metric_has_a_value_or_a_reason():
     with pytest.raises(ValueError, match="value or a reason"):
         metric(value=None)

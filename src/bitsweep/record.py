@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 SCHEMA = 1
@@ -104,7 +104,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         value = {f.name: getattr(self, f.name) for f in fields(self)}
-        value["metrics"] = {name: metric.to_json() for name, metric in self.metrics.items()}
+        value["metrics"] = _folded(self.metrics)
         return value
 
     @classmethod
@@ -116,5 +116,40 @@ class Record:
         if set(value) != known:
             odd = sorted(set(value) ^ known)
             raise ValueError(f"fields missing or unknown: {', '.join(odd)}")
-        metrics = {name: Metric.from_json(name, item) for name, item in value["metrics"].items()}
-        return cls(**{**value, "metrics": metrics})
+        return cls(**{**value, "metrics": _unfolded(value["metrics"])})
+
+
+def _folded(metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    """A value for each name; ``m/x`` that differs from ``m`` in its numbers alone stands in its
+    ``at``: ``{"x": [value, lo, hi]}``.
+
+    A latency has fifteen numbers for each of a dozen shapes: with unit and signature beside each
+    number such a Record would have 50 kB.
+    """
+    found: dict[str, Any] = {}
+    folded: dict[str, dict[str, list[float]]] = {}
+    for name, metric in metrics.items():
+        base, _, shape = name.partition("/")
+        like = metrics.get(base)
+        if like is not None and shape and _words(metric) == _words(like):
+            numbers = (metric.value, metric.lo, metric.hi)
+            folded.setdefault(base, {})[shape] = [v for v in numbers if v is not None]
+        else:
+            found[name] = metric.to_json()
+    return {name: v | ({"at": folded[name]} if name in folded else {}) for name, v in found.items()}
+
+
+def _words(metric: Metric) -> tuple[Any, ...]:
+    return metric.unit, metric.better, metric.signature, metric.delta, metric.reason
+
+
+def _unfolded(value: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
+    found = {}
+    for name, item in value.items():
+        rest = {key: part for key, part in item.items() if key != "at"}
+        found[name] = Metric.from_json(name, rest)
+        for shape, numbers in item.get("at", {}).items():
+            ends = zip(("value", "lo", "hi"), numbers, strict=False)
+            also = f"{name}/{shape}"
+            found[also] = replace(found[name], **{"name": also, "lo": None, "hi": None, **dict(ends)})
+    return found
