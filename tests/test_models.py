@@ -572,9 +572,10 @@ def test_pickled_weights_are_refused_with_the_way_to_convert_them(tmp_path) -> N
 
 def test_an_index_that_points_out_of_its_folder_is_refused(tmp_path) -> None:
     folder = tiny.llama(tmp_path)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     index = {"weight_map": {"lm_head.weight": "../elsewhere.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "'../elsewhere.safetensors', which lies outside" in refusal(
+    assert "'../elsewhere.safetensors', which is outside the folder" in refusal(
         ModelSource("m", str(folder))
     )
 
@@ -596,7 +597,7 @@ def test_a_folder_that_lacks_a_file_is_refused(lost, expected, tmp_path) -> None
 def test_a_broken_weights_file_is_refused(tmp_path) -> None:
     folder = tiny.llama(tmp_path)
     (folder / "model.safetensors").write_bytes(b"no tensors")
-    assert "its weights do not load" in refusal(ModelSource("m", str(folder)))
+    assert "model.safetensors is no safetensors file" in refusal(ModelSource("m", str(folder)))
 
 
 def test_weights_that_lack_a_tensor_are_refused_not_made_up(tmp_path) -> None:

@@ -1,6 +1,11 @@
 """The files of a checkpoint: found, checked before they are trusted, and named by their content.
 
 safetensors only. A pickle (``pytorch_model.bin``) can run code when it is read.
+
+Before a tensor is used, each weights file has been read once: its table must fit its bytes, and its
+SHA-256 must be the one that is stated, by the manifest of a folder that bitsweep exported or by
+the name of a hub cache's blob. Files lie in their folder: an index holds plain names, and a link
+leads out of the folder only to such a blob.
 """
 
 from __future__ import annotations
@@ -14,9 +19,12 @@ from typing import Any
 
 from bitsweep.artifacts import Artifacts, digest, file_digest
 from bitsweep.errors import UserError
+from bitsweep.models.shards import Damaged, table
 from bitsweep.models.source import ModelSource
 
+WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MANIFEST = "bitsweep.json"
 SMALL = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 TOKENIZER = (
@@ -46,23 +54,82 @@ class Files:
     def weights(self, path: str) -> list[Path]:
         """The safetensors files that hold the model, which may still have to be downloaded.
 
+        One file before an index, as transformers has it: what is checked is what is loaded.
+
         Raises:
-            UserError: none, only pickles, or an index that points out of its folder.
+            UserError: none, only pickles, or a file that is not in the folder.
         """
-        index = self.folder / INDEX
-        if index.exists():
-            names = sorted(set(_read_json(index, path)["weight_map"].values()))
-            for name in names:
-                if Path(name).name != name:
+        names = [WEIGHTS]
+        if not (self.folder / WEIGHTS).exists():
+            if (self.folder / INDEX).exists():
+                names = sorted({str(name) for name in self.index(path).values()})
+            elif self.hub_id is None:
+                raise UserError(f"model.path={path}: {_no_weights(self.folder)}")
+        for name in names:
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise UserError(
+                    f"model.path={path}: {INDEX} names {name!r}, which is outside the folder or no "
+                    "safetensors file; its entries must be plain names of such files"
+                )
+            target = (self.folder / name).resolve()
+            if target.parent != self.folder and _blob(target) is None:
+                raise UserError(
+                    f"model.path={path}: {name} is a link to {target}, which lies outside the "
+                    "folder; put the file itself there"
+                )
+        return [self.folder / name for name in names]
+
+    def index(self, path: str) -> dict[str, Any]:
+        """The file of each tensor, as :data:`INDEX` says.
+
+        Raises:
+            UserError: it says nothing of the kind.
+        """
+        found = _read_json(self.folder / INDEX, path).get("weight_map")
+        if not isinstance(found, dict) or not found:
+            raise UserError(f"model.path={path}: {INDEX} has no weight_map")
+        return found
+
+    def check(self, path: str) -> None:
+        """Hold the weights to their tables, the index, and the hashes that are stated.
+
+        Raises:
+            UserError: a file is missing, cut short or altered, or lacks a tensor of the index.
+        """
+        files = self.weights(path)
+        held: dict[str, str] = {}
+        for file in files:
+            try:
+                held |= dict.fromkeys(table(file), file.name)
+            except Damaged as reason:
+                raise UserError(f"model.path={path}: {file.name} {reason}") from reason
+            except FileNotFoundError as error:
+                raise UserError(
+                    f"model.path={path}: {INDEX} names {file.name}, which is not there; copy or "
+                    "download it again"
+                ) from error
+            self._check_hash(file, path)
+        if files != [self.folder / WEIGHTS]:
+            for name, file_name in self.index(path).items():
+                if held.get(name) != file_name:
                     raise UserError(
-                        f"model.path={path}: {INDEX} names {name!r}, which lies outside the "
-                        "folder; its entries must be plain file names"
+                        f"model.path={path}: {INDEX} says that {name} is in {file_name}, and it is "
+                        "not; copy or download both again"
                     )
-            return [self.folder / name for name in names]
-        single = self.folder / "model.safetensors"
-        if not single.exists() and self.hub_id is None:
-            raise UserError(f"model.path={path}: {_no_weights(self.folder)}")
-        return [single]
+
+    def _check_hash(self, file: Path, path: str) -> None:
+        stated, by = _blob(file.resolve()), "the hub"
+        if (self.folder / MANIFEST).exists():
+            manifest, by = _read_json(self.folder / MANIFEST, path), MANIFEST
+            try:
+                stated = str(manifest["files"][file.name]["sha256"])
+            except (LookupError, TypeError):
+                stated = "none"
+        if stated is not None and (found := file_digest(file)) != stated:
+            raise UserError(
+                f"model.path={path}: {file.name} has been altered: its SHA-256 is {found[:16]}, "
+                f"and {by} states {stated[:16]}; copy or download it again"
+            )
 
     def checkpoint(self, digests: Sequence[str]) -> str:
         """SHA-256 over the weights' content and the configuration, whatever the files' names."""
@@ -104,6 +171,11 @@ def locate(source: ModelSource, weights: bool, artifacts: Artifacts) -> Files:
     if not (folder / "config.json").is_file():
         raise UserError(f"model.path={path}: no config.json in it; give a Hugging Face checkpoint")
     config = _read_json(folder / "config.json", path)
+    if "transformers_weights" in config or (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"model.path={path}: it sends transformers to other weights than its own (an adapter, "
+            "or transformers_weights in config.json); merge or rename them first"
+        )
     if "quantization_config" in config:
         raise UserError(
             f"model.path={path}: this checkpoint is quantized already; give the full-precision one"
@@ -112,10 +184,15 @@ def locate(source: ModelSource, weights: bool, artifacts: Artifacts) -> Files:
 
 
 def digests(files: Files, source: ModelSource, artifacts: Artifacts) -> list[str]:
-    """SHA-256 of each weights file; of files that are still on the hub, as the hub states them."""
+    """SHA-256 of each weights file; of files that are still on the hub, as the hub states them.
+
+    Raises:
+        UserError: a file that is here is not what it should be (:meth:`Files.check`).
+    """
     paths = files.weights(source.path)
     if files.hub_id is None or all(path.exists() for path in paths):
         try:
+            files.check(source.path)
             return [file_digest(path) for path in paths]
         except OSError as error:
             raise UserError(
@@ -135,8 +212,9 @@ def _stated(paths: Sequence[Path], files: Files, source: ModelSource) -> list[st
     except Exception as error:
         raise _unreachable(source, error) from error
     stated = {sibling.rfilename: sibling.lfs for sibling in info.siblings or []}
-    hashes = [lfs.sha256 for path in paths if (lfs := stated.get(path.name)) is not None]
-    if len(hashes) < len(paths):
+    names = [WEIGHTS] if WEIGHTS in stated else [path.name for path in paths]
+    hashes = [lfs.sha256 for name in names if (lfs := stated.get(name)) is not None]
+    if len(hashes) < len(names):
         raise UserError(f"model.path={source.path}: {_no_weights_on_hub(source, sorted(stated))}")
     return hashes
 
@@ -184,6 +262,12 @@ def _unreachable(source: ModelSource, error: Exception) -> UserError:
     else:
         why = "no such folder here, and the hub cannot be reached"
     return UserError(f"model.path={source.path}: {why} ({kind}); give a folder, or check the id")
+
+
+def _blob(target: Path) -> str | None:
+    """The SHA-256 that names a weights file in the hub's cache, ``blobs/<sha256>``; else None."""
+    named = target.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", target.name)
+    return target.name if named else None
 
 
 def _no_weights(folder: Path) -> str:
