@@ -1,7 +1,7 @@
 """The story of one run: a Point becomes a model, the model becomes a Record.
 
 Read this first. :func:`prepare` decides without weights what the point is and whether it can
-exist, :func:`run` is the straight line, :func:`execute` keeps its answer on disk.
+exist, :func:`make` is the straight line, :func:`run` measures, :func:`execute` keeps the answer.
 """
 
 from __future__ import annotations
@@ -84,8 +84,38 @@ def run(
     progress: Progress | None = None,
 ) -> Iterator[tuple[Record, Details]]:
     """Quantize, then measure each of ``kinds``: yields a Record as soon as it is complete."""
-    point, plan = prepared.point, prepared.plan
+    point = prepared.point
     stage = provenance.Stopwatch(progress)
+    made = make(prepared, artifacts, stage)
+    model, reference, calibration = made.model, made.reference, made.calibration
+    for kind in kinds:
+        record = begin(prepared, kind, reference.model, model)
+        details: Details = [{"plan": made.became}] if kind == "quality" else []
+        for name, probe in probes_of(point, kind).items():
+            with stage(name):
+                measurement = probe(model, reference)
+            record.add(measurement)
+            details += [{"probe": name, **row} for row in measurement.details]
+        if point.calibrated:
+            trained = {"trained_tokens": calibration.trained_tokens}
+            record.calibration = plain(calibration.identity) | trained
+        record.timings = dict(stage.stages)
+        yield record, details
+
+
+@dataclass(frozen=True)
+class Made:
+    """A point's model; ``became`` says what each of its modules really is."""
+
+    model: Model
+    reference: Reference
+    calibration: Calibration
+    became: Mapping[str, str]
+
+
+def make(prepared: Prepared, artifacts: Artifacts, stage: provenance.Stopwatch) -> Made:
+    """The model of a point: loaded, transformed, quantized, recovered, audited."""
+    point, plan = prepared.point, prepared.plan
     torch.manual_seed(point.seed)
     with stage("load"):
         source = models.load(prepared.source, artifacts)
@@ -101,20 +131,7 @@ def run(
     for name, step in point.recover.items():
         with stage(name):
             model = step(model, plan, calibration)
-    became = policies.audit(model, plan)
-    for kind in kinds:
-        record = begin(prepared, kind, source, model)
-        details: Details = [{"plan": became}] if kind == "quality" else []
-        for name, probe in probes_of(point, kind).items():
-            with stage(name):
-                measurement = probe(model, reference)
-            record.add(measurement)
-            details += [{"probe": name, **row} for row in measurement.details]
-        if point.calibrated:
-            trained = {"trained_tokens": calibration.trained_tokens}
-            record.calibration = plain(calibration.identity) | trained
-        record.timings = dict(stage.stages)
-        yield record, details
+    return Made(model, reference, calibration, policies.audit(model, plan))
 
 
 def execute(

@@ -1,0 +1,316 @@
+"""Checkpoints of compressed-tensors, the library behind llm-compressor and vLLM.
+
+Codes are integers of 2 to 8 bits, symmetric or with an integer zero, per channel, in whole groups
+or per tensor; tensors of a layer ``x``:
+
+* ``pack-quantized``: ``x.weight_packed`` int32 ``(out, ceil(in * bits / 32))``, each row the dense
+  little-endian stream of its unsigned codes; ``x.weight_scale`` ``(out, groups)``;
+  ``x.weight_zero_point`` int32 ``(ceil(out * bits / 32), groups)``, packed down the columns;
+  ``x.weight_shape`` int64 ``(2,)``.
+* ``int-quantized``, for 8 bits with quantized inputs, which is where vLLM looks for it:
+  ``x.weight`` int8 ``(out, in)``, ``x.weight_zero_point`` int8 ``(out, groups)``.
+
+Per tensor, scale and zero are ``(1,)`` and the zero is int8 in both.
+
+The codes are ours bit for bit (one convention, see ``formats/int.py``). The library multiplies
+``(code - zero) * scale`` in the dtype that the model is loaded in, so float32 gives our weights to
+the last bit and 16 bits round them once more. Since its version 0.20 a column has no group of its
+own any more (``actorder=group``, ``weight_g_idx``); what remains are groups of neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bitsweep.errors import UserError
+from bitsweep.models import Layer
+from bitsweep.packing import pack, unpack
+from bitsweep.spec import PER_CHANNEL, PER_TENSOR, InputSpec, LayerSpec, Plan, QuantSpec
+from bitsweep.tensor import QuantTensor
+
+PACKED = "pack-quantized"
+BYTES = "int-quantized"
+MIXED = "mixed-precision"
+SCALES = {"float16": torch.float16, "float32": torch.float32}
+UNITS = {"linear": "Linear", "embedding": "Embedding"}
+WORD = 32
+
+
+class CompressedTensors:
+    """One checkpoint of compressed-tensors."""
+
+    name = "compressed-tensors"
+
+    def refuses(self, layer: Layer, spec: LayerSpec) -> str | None:
+        weight = spec.weight
+        reason = None
+        if layer.kind not in UNITS:
+            reason = f"is a {layer.kind}, and the library knows Linear and Embedding only"
+        elif weight.format != "int":
+            reason = f"format={weight.format}: its integers only; use format=int"
+        elif weight.zero != "integer":
+            reason = (
+                "zero=real: its zeros are integers; use a method with integer zeros (gptq, rtn)"
+            )
+        elif weight.scale_dtype not in SCALES:
+            reason = f"scale_dtype={weight.scale_dtype}: use float16 or float32"
+        elif not weight.fits(layer.shape[1]):
+            reason = f"group_size={weight.group_size} leaves a part of a group: use whole groups"
+        elif spec.input is not None:
+            reason = _refuses_input(spec.input)
+        return None if reason is None else f"{layer.name} ({spec}): {reason}"
+
+    def tensors(
+        self, layer: str, quant: QuantTensor, inputs: InputSpec | None = None
+    ) -> dict[str, Tensor]:
+        """See the module.
+
+        Raises:
+            UserError: the codes come with a permutation or a mask.
+        """
+        if quant.permutation is not None:
+            raise UserError(
+                f"{layer}: columns of a group are not neighbours (act_order), which "
+                "compressed-tensors 0.20 has no place for; use method.static_groups=true"
+            )
+        if quant.mask is not None:
+            raise UserError(
+                f"{layer}: a mask of pruned weights has no place in {PACKED}; --to hf-dense "
+                "holds them as zeros"
+            )
+        bits, whole = int(quant.spec.bits), quant.spec.group_size == PER_TENSOR
+        scale, zero = quant.params["scale"], quant.params.get("zero")
+        found = {"weight_scale": scale.reshape(1) if whole else scale}
+        if _format(bits, inputs) == BYTES:
+            found["weight"] = _signed(quant.codes, bits)
+        else:
+            found["weight_packed"] = pack_rows(quant.codes, bits)
+            found["weight_shape"] = torch.tensor(quant.shape)
+        if zero is not None and whole:
+            found["weight_zero_point"] = _signed(zero, bits).reshape(1)
+        elif zero is not None and _format(bits, inputs) == BYTES:
+            found["weight_zero_point"] = _signed(zero, bits)
+        elif zero is not None:
+            found["weight_zero_point"] = pack_rows(zero.t(), bits).t().contiguous()
+        return {f"{layer}.{key}": value for key, value in found.items()}
+
+    def quant(self, layer: str, tensors: Mapping[str, Tensor], spec: LayerSpec) -> QuantTensor:
+        own = {key.removeprefix(f"{layer}."): value for key, value in tensors.items()}
+        weight, bits = spec.weight, int(spec.weight.bits)
+        whole = weight.group_size == PER_TENSOR
+        scale, zero = own["weight_scale"], own.get("weight_zero_point")
+        if scale.dtype != SCALES[weight.scale_dtype]:
+            raise UserError(
+                f"model.path: {layer}.weight_scale is {scale.dtype}; bitsweep reads scales in "
+                f"{weight.scale_dtype} here"
+            )
+        if "weight" in own:
+            codes = _unsigned(own["weight"], bits)
+        else:
+            _, columns = own["weight_shape"].tolist()
+            codes = unpack_rows(own["weight_packed"], bits, columns)
+        params = {"scale": scale.view(1, 1) if whole else scale}
+        if zero is not None and zero.dtype == torch.int32:
+            params["zero"] = unpack_rows(zero.t(), bits, len(codes)).t().contiguous()
+        elif zero is not None:
+            params["zero"] = _unsigned(zero, bits).view(params["scale"].shape)
+        return QuantTensor(codes, params, weight)
+
+    def config(self, plan: Plan, layers: Mapping[str, Layer]) -> dict[str, Any]:
+        alike: dict[LayerSpec, list[str]] = {}
+        for name, spec in plan.layers.items():
+            alike.setdefault(spec, []).append(name)
+        groups, ours = {}, {}
+        for number, (spec, names) in enumerate(alike.items()):
+            groups[f"group_{number}"] = {
+                "targets": names,
+                "weights": _arguments(spec.weight),
+                "input_activations": None if spec.input is None else _input(spec.input),
+                "output_activations": None,
+                "format": _format(int(spec.weight.bits), spec.input),
+            }
+            if spec.weight.scale_dtype != "float16":
+                ours[f"group_{number}"] = {"scale_dtype": spec.weight.scale_dtype}
+        formats = {group["format"] for group in groups.values()}
+        config = {
+            "quant_method": self.name,
+            "format": formats.pop() if len(formats) == 1 else MIXED,
+            "quantization_status": "compressed",
+            "config_groups": groups,
+            "ignore": [name for name in layers if name not in plan.layers],
+            "kv_cache_scheme": None,
+            "global_compression_ratio": None,
+        }
+        return config | ({"bitsweep": ours} if ours else {})
+
+    def plan(self, config: Mapping[str, Any], layers: Mapping[str, Layer]) -> Plan:
+        _check(config)
+        ours = config.get("bitsweep", {})
+        schemes = [
+            (group["targets"], _spec(name, group, ours.get(name, {})))
+            for name, group in config["config_groups"].items()
+        ]
+        found = {}
+        for name, layer in layers.items():
+            if _matches(layer, config.get("ignore") or ()):
+                continue
+            spec = next((spec for targets, spec in schemes if _matches(layer, targets)), None)
+            if spec is not None:
+                found[name] = spec
+        return Plan(layers=found)
+
+
+def pack_rows(codes: Tensor, bits: int) -> Tensor:
+    """Codes uint8 ``(rows, n)`` as int32 ``(rows, ceil(n * bits / 32))``, each row by itself."""
+    rows, columns = codes.shape
+    whole = F.pad(codes, (0, -columns % WORD))  # 32 codes fill whole words
+    words = pack(whole, bits).view(torch.int32).view(rows, -1)
+    return words[:, : math.ceil(columns * bits / WORD)].contiguous()
+
+
+def unpack_rows(words: Tensor, bits: int, columns: int) -> Tensor:
+    """The inverse of :func:`pack_rows`, of rows of ``columns`` codes."""
+    rows, width = words.shape
+    whole = F.pad(words, (0, -width % bits)).contiguous()  # bits words hold 32 codes
+    count = whole.shape[1] // bits * WORD
+    return (
+        unpack(whole.view(torch.uint8).view(-1), bits, rows * count)
+        .view(rows, count)[:, :columns]
+        .contiguous()
+    )
+
+
+def _signed(codes: Tensor, bits: int) -> Tensor:
+    return (codes.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
+
+
+def _unsigned(codes: Tensor, bits: int) -> Tensor:
+    return (codes.to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8)
+
+
+def _format(bits: int, inputs: InputSpec | None) -> str:
+    return BYTES if bits == 8 and inputs is not None else PACKED
+
+
+def _refuses_input(spec: InputSpec) -> str | None:
+    quant = spec.quant
+    if quant.format != "int":
+        return f"input.format={quant.format}: its integers only"
+    if spec.adaptive:
+        return "input.adaptive: a width for each token can not be said"
+    if spec.range != "dynamic":
+        return f"input.range={spec.range}: static ranges are not written; use input.range=dynamic"
+    if quant.scale_dtype != "float32":
+        return f"input.scale_dtype={quant.scale_dtype}: scales of inputs are the model's floats"
+    return None
+
+
+def _arguments(spec: QuantSpec) -> dict[str, Any]:
+    """``QuantizationArgs`` of a weight."""
+    strategy, group = {
+        PER_CHANNEL: ("channel", None),
+        PER_TENSOR: ("tensor", None),
+    }.get(spec.group_size, ("group", spec.group_size))
+    return {
+        "num_bits": int(spec.bits),
+        "type": "int",
+        "symmetric": spec.symmetric,
+        "strategy": strategy,
+        "group_size": group,
+        "dynamic": False,
+    }
+
+
+def _input(spec: InputSpec) -> dict[str, Any]:
+    """``QuantizationArgs`` of an input: of a token, in groups if asked, or of all numbers."""
+    arguments = _arguments(spec.quant) | {"dynamic": True}
+    if arguments["strategy"] == "channel":
+        arguments["strategy"] = spec.per
+    return arguments
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    """Raises UserError for what a plan of ours can not hold."""
+    beyond = {
+        "kv_cache_scheme": None,
+        "sparsity_config": None,
+        "transform_config": None,
+    }
+    for key in beyond:
+        if config.get(key):
+            raise UserError(f"model.path: quantization_config.{key} is set, which bitsweep can not")
+    if config.get("quantization_status", "compressed") != "compressed":
+        raise UserError(
+            f"model.path: quantization_status={config['quantization_status']}: its weights are "
+            "not packed; bitsweep reads compressed ones"
+        )
+
+
+def _spec(name: str, group: Mapping[str, Any], ours: Mapping[str, Any]) -> LayerSpec:
+    def unknown(what: str) -> UserError:
+        return UserError(
+            f"model.path: quantization_config.config_groups.{name}.{what} is not what bitsweep "
+            "reads: integers of 2 to 8 bits, per group, channel or tensor, inputs dynamic"
+        )
+
+    weights, inputs = group.get("weights"), group.get("input_activations")
+    if group.get("format") not in (PACKED, BYTES, None):
+        raise unknown(f"format={group['format']}")
+    if group.get("output_activations"):
+        raise unknown("output_activations")
+    if not weights or weights.get("type", "int") != "int":
+        raise unknown("weights.type")
+    if weights.get("actorder") in ("group", "dynamic", True):
+        raise unknown(f"weights.actorder={weights['actorder']}")
+    size = _group_size(weights)
+    if size is None or weights.get("dynamic"):
+        raise unknown("weights.strategy")
+    weight = QuantSpec(
+        bits=weights.get("num_bits", 8),
+        group_size=size,
+        symmetric=weights.get("symmetric", True),
+        scale_dtype=ours.get("scale_dtype", "float16"),
+    )
+    if not inputs:
+        return LayerSpec(weight)
+    per = inputs.get("strategy")
+    grouped = _group_size(inputs) if per == "group" else PER_CHANNEL
+    if inputs.get("type", "int") != "int" or inputs.get("dynamic") is not True or grouped is None:
+        raise unknown("input_activations")
+    if per not in ("token", "tensor", "group"):
+        raise unknown(f"input_activations.strategy={per}")
+    quant = QuantSpec(
+        bits=inputs.get("num_bits", 8),
+        group_size=grouped,
+        symmetric=inputs.get("symmetric", True),
+        scale_dtype="float32",
+    )
+    return LayerSpec(weight, InputSpec(quant, per="tensor" if per == "tensor" else "token"))
+
+
+def _group_size(arguments: Mapping[str, Any]) -> int | None:
+    size = arguments.get("group_size")
+    strategy = arguments.get("strategy")
+    if strategy is None:
+        strategy = "tensor" if size is None else "channel" if size == PER_CHANNEL else "group"
+    return {"channel": PER_CHANNEL, "tensor": PER_TENSOR, "group": size}.get(strategy)
+
+
+def _matches(layer: Layer, targets: Sequence[str]) -> bool:
+    """Whether one of ``targets`` is the layer's name, its class, or ``re:`` of its name."""
+
+    def each() -> Iterator[bool]:
+        for target in targets:
+            if target.startswith("re:"):
+                yield re.match(target.removeprefix("re:"), layer.name) is not None
+            else:
+                yield target in (layer.name, UNITS.get(layer.kind))
+
+    return any(each())
