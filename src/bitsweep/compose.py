@@ -78,8 +78,17 @@ def experiments() -> dict[str, Path]:
 
 
 def group_files(group: str) -> dict[str, Path]:
-    """The YAML files of one config group, by choice."""
-    return {path.stem: path for path in sorted((conf_dir() / group).glob("*.yaml"))}
+    """The YAML files of one config group, by choice; ``shape/NAME`` for one in a folder of it."""
+    return choices_in(conf_dir() / group)
+
+
+def choices_in(folder: Path) -> dict[str, Path]:
+    """The YAML files in and below ``folder``, by their path from it without the suffix."""
+    found = {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for path in folder.rglob("*.yaml")
+    }
+    return dict(sorted(found.items(), key=lambda item: ("/" in item[0], item[0])))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -232,8 +241,11 @@ def explain(error: Exception) -> str:
 
 
 def _no_such_choice(path: str, options: Sequence[str]) -> str:
-    group, _, choice = path.rpartition("/")
-    options = options or list(group_files(group))  # Hydra names none for a list of choices
+    group, _, choice = path.partition("/")
+    if group not in GROUPS:  # Hydra's own: hydra/launcher
+        group, _, choice = path.rpartition("/")
+    # Hydra names none for a list of choices, and none that lie in a folder of the group.
+    options = list(dict.fromkeys([*options, *group_files(group)]))
     return f"{group}={choice}: no such {group}{nearest(choice, options)}{choices(options)}"
 
 

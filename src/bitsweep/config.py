@@ -221,11 +221,14 @@ def _folder_name(experiment: str) -> str:
 
 def _model(choice: str, value: Mapping[str, Any]) -> ModelSource:
     """The checkpoint; one that took another path than its YAML's is named after that path."""
-    from bitsweep.models.source import ModelSource
+    from bitsweep.models import shapes
+    from bitsweep.models.source import SHAPE, ModelSource
 
     source = build(ModelSource, "model", {"name": choice, **value})
+    if source.random_weights:
+        shapes.find(source.path)
     if source.name == choice and source.path != _yaml_path(choice, source.path):
-        name = source.path.rstrip("/").rpartition("/")[2]
+        name = source.path.rstrip("/").rpartition("/")[2].replace(SHAPE, "shape/")
         source = dataclasses.replace(source, name=name or source.path)
     return source
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from bitsweep.axes import GROUPS
 from bitsweep.cli import OK, VERBS
-from bitsweep.compose import CONFIG_NAME, experiments, hydra_app, one_line_errors
+from bitsweep.compose import CONFIG_NAME, experiments, group_files, hydra_app, one_line_errors
 from bitsweep.errors import UserError
 
 OVERRIDES = ("run", "sweep", "plan")
@@ -44,7 +45,13 @@ def _own(words: Sequence[str]) -> list[str] | None:
         return [name for name in LISTS if name.startswith(last)]
     if verb in NAMES and len(words) == 3 and "=" not in last:
         return [name for name in sorted(experiments()) if name.startswith(last)]
-    return None if verb in OVERRIDES else []
+    if verb not in OVERRIDES:
+        return []
+    group, given, typed = last.partition("=")
+    known = group_files(group) if given and group in GROUPS else {}
+    if any("/" in name for name in known):  # of which Hydra sees those on top only
+        return [f"{group}={name}" for name in known if name.startswith(typed)]
+    return None
 
 
 def _behind_verb(words: Sequence[str]) -> Sequence[str]:

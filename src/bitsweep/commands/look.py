@@ -12,7 +12,7 @@ from typing import Any
 from bitsweep import cli
 from bitsweep.axes import engine_files, files, variants
 from bitsweep.commands.launch import Parser, opening, question
-from bitsweep.compose import experiments, group_files, nearest
+from bitsweep.compose import choices_in, experiments, group_files, nearest
 from bitsweep.errors import UserError
 from bitsweep.record import Metric, Record
 from bitsweep.store import Store
@@ -109,7 +109,7 @@ def _yaml(group: str) -> Callable[[Path | None], dict[str, str]]:
     def lines(own: Path | None) -> dict[str, str]:
         found = group_files(group)
         if own is not None:
-            found |= {path.stem: path for path in sorted((own / group).glob("*.yaml"))}
+            found |= choices_in(own / group)
         return {name: opening(path) for name, path in found.items()}
 
     return lines

@@ -14,11 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from bitsweep.artifacts import Artifacts, plain
 from bitsweep.errors import UserError
-from bitsweep.models import files
+from bitsweep.models import files, shapes
+from bitsweep.models.drawn import draw
 from bitsweep.models.files import Files
 from bitsweep.models.model import Model, is_tied, untie
 from bitsweep.models.offload import live_on_cpu
 from bitsweep.models.roles import Anatomy, dissect
+from bitsweep.models.shapes import Shape
 from bitsweep.models.source import ModelSource
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -31,6 +33,8 @@ A larger model stays on the CPU and its blocks visit the GPU."""
 def load(source: ModelSource, artifacts: Artifacts) -> Model:
     """See :func:`bitsweep.models.load`."""
     bare = skeleton(source, artifacts)
+    if source.random_weights:
+        return _draw(bare, artifacts)
     found = files.locate(source, weights=True, artifacts=artifacts)
     checkpoint = found.checkpoint(files.digests(found, source, artifacts))
     key = {"source": plain(source), "checkpoint": checkpoint}
@@ -50,16 +54,21 @@ def load(source: ModelSource, artifacts: Artifacts) -> Model:
 def skeleton(source: ModelSource, artifacts: Artifacts) -> Model:
     """See :func:`bitsweep.models.skeleton`."""
     dtype, device = _dtype(source), _device(source)
-    found = files.locate(source, weights=False, artifacts=artifacts)
-    checkpoint = found.checkpoint(files.digests(found, source, artifacts))
-    tokenizer_sha256 = found.tokenizer_sha256()
+    found: Files | Shape
+    if source.random_weights:
+        found = shapes.find(source.path)
+        checkpoint, tokenizer_sha256 = found.checkpoint, ""
+    else:
+        found = files.locate(source, weights=False, artifacts=artifacts)
+        checkpoint = found.checkpoint(files.digests(found, source, artifacts))
+        tokenizer_sha256 = found.tokenizer_sha256()
     key = {"source": plain(source), "checkpoint": checkpoint, "tokenizer": tokenizer_sha256}
 
     def make() -> Model:
         with _quiet(), torch.random.fork_rng(devices=[]):
             config = _config(source, found)
             module = _bare(source, config, dtype)
-            tokenizer = _tokenizer(source, found)
+            tokenizer = None if isinstance(found, Shape) else _tokenizer(source, found)
             anatomy = dissect(module, source.path)
         if source.untie:
             untie(module)
@@ -77,11 +86,27 @@ def skeleton(source: ModelSource, artifacts: Artifacts) -> Model:
     return artifacts.remember("skeleton", key, make)
 
 
-def _config(source: ModelSource, found: Files) -> Any:
+def _draw(bare: Model, artifacts: Artifacts) -> Model:
+    """``bare``, the skeleton of a shape, with random weights."""
+    source = bare.source
+
+    def make() -> Model:
+        with _quiet():
+            module = draw(_config(source, shapes.find(source.path)), _dtype(source))
+        if source.untie:
+            untie(module)
+        _place(module, bare.anatomy, bare.device)
+        return replace(bare, module=module)
+
+    return artifacts.remember("model", {"source": plain(source)}, make)
+
+
+def _config(source: ModelSource, found: Files | Shape) -> Any:
     brings_code = "auto_map" in found.config
+    place = found.file if isinstance(found, Shape) else found.folder
     try:
         return AutoConfig.from_pretrained(
-            found.folder, trust_remote_code=source.trust_remote_code, local_files_only=True
+            place, trust_remote_code=source.trust_remote_code, local_files_only=True
         )
     except Exception as error:
         if brings_code and not source.trust_remote_code:

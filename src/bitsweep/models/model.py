@@ -32,6 +32,7 @@ class Model:
     ``transformed`` are the names of the transforms done to it, in order. ``folded``, by layer, are
     the factors of rows ``(out,)`` and columns ``(in,)`` that :mod:`bitsweep.fold` gave its weight.
     A skeleton is a Model whose ``module`` lies on the meta device.
+    A shape (``source.random_weights``) has no ``tokenizer``, as no text ever meets it.
     """
 
     module: PreTrainedModel

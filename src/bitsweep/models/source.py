@@ -10,13 +10,17 @@ Role = Literal[
 ]
 Kind = Literal["linear", "conv1d", "embedding"]
 
+SHAPE = "shape:"
+"""Of a path that names no checkpoint but a shape, to be filled with random weights."""
+
 
 @dataclass(frozen=True)
 class ModelSource:
     """Where a checkpoint comes from and how it is held while it is measured.
 
-    ``path`` is a folder (relative to the working directory), a hub id, or ``pkg:reference`` for
-    the model inside this package. ``device`` is where the model runs (``cpu``, ``cuda``,
+    ``path`` is a folder (relative to the working directory), a hub id, ``pkg:reference`` for
+    the model inside this package, or ``shape:NAME`` for random weights in a real model's shape
+    (:mod:`bitsweep.models.shapes`). ``device`` is where the model runs (``cpu``, ``cuda``,
     ``cuda:1``); weights too large for it stay on the CPU and visit it block by block.
     ``untie`` gives a head that shares the embedding's tensor a copy of its own.
     """
@@ -28,6 +32,11 @@ class ModelSource:
     device: str = "cpu"
     trust_remote_code: bool = False
     untie: bool = False
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether this is a shape: no file's weights, and no quality to measure."""
+        return self.path.startswith(SHAPE)
 
 
 @dataclass(frozen=True)
