@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitsweep.packing import pack, pack_trits, packed_bytes, unpack, unpack_trits
+from bitsweep.packing import CHUNK, pack, pack_trits, packed_bytes, unpack, unpack_trits
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1001])
@@ -15,6 +15,15 @@ def test_unpacking_gives_back_every_code(bits: int, count: int) -> None:
     packed = pack(codes, bits)
     assert packed.numel() == packed_bytes(count, bits) == -(-count * bits // 8)
     assert torch.equal(unpack(packed, bits, count), codes)
+
+
+@pytest.mark.parametrize("count", [CHUNK, CHUNK + 1, 2 * CHUNK + 9])
+def test_a_stream_longer_than_what_is_packed_at_a_time_has_no_seam(count: int) -> None:
+    codes = torch.arange(count).mul(37).remainder(8).to(torch.uint8)
+    packed = pack(codes, 3)
+    assert packed.numel() == packed_bytes(count, 3)
+    assert torch.equal(packed[-9:], pack(codes[-(24 + count % 8) :], 3)[-9:])
+    assert torch.equal(unpack(packed, 3, count), codes)
 
 
 def test_three_bit_codes_follow_each_other_from_the_lowest_bit() -> None:

@@ -17,6 +17,9 @@ from torch import Tensor
 TRITS = 5
 """Codes of three values in a byte."""
 
+CHUNK = 2**18
+"""Codes that are packed at a time: what lies between takes 24 times their bytes, and a cache."""
+
 
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes that ``count`` codes of ``bits`` bits fill: the last byte may be part empty."""
@@ -27,28 +30,33 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """``codes`` (uint8, any shape, each below ``2**bits``) as a flat uint8 bitstream."""
     _check(bits)
     flat = codes.reshape(-1)
-    if flat.numel() and int(flat.max()) >> bits:
-        raise ValueError(f"a code of {int(flat.max())} does not fit {bits} bits")
-    eights = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).view(-1, 8)
-    words = torch.zeros(len(eights), dtype=torch.int64, device=codes.device)
-    for place in range(8):
-        words |= eights[:, place].to(torch.int64) << (place * bits)
-    stream = words.view(torch.uint8).view(-1, 8)[:, :bits].reshape(-1)
-    return stream[: packed_bytes(flat.numel(), bits)].clone()
+    stream = torch.empty(packed_bytes(flat.numel(), bits), dtype=torch.uint8, device=codes.device)
+    for part, place in zip(flat.split(CHUNK), stream.split(CHUNK // 8 * bits), strict=True):
+        if part.numel() and int(part.max()) >> bits:
+            raise ValueError(f"a code of {int(part.max())} does not fit {bits} bits")
+        eights = torch.nn.functional.pad(part, (0, -part.numel() % 8)).view(-1, 8)
+        words = torch.zeros(len(eights), dtype=torch.int64, device=codes.device)
+        for i in range(8):
+            words |= eights[:, i].to(torch.int64) << (i * bits)
+        place.copy_(words.view(torch.uint8).view(-1, 8)[:, :bits].reshape(-1)[: place.numel()])
+    return stream
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """The first ``count`` codes of a stream made by :func:`pack`, flat, uint8."""
     _check(bits)
-    eights = (count + 7) // 8
-    stream = torch.nn.functional.pad(packed, (0, eights * bits - packed.numel())).view(-1, bits)
-    spread = torch.zeros(eights, 8, dtype=torch.uint8, device=packed.device)
-    spread[:, :bits] = stream
-    words = spread.view(torch.int64).view(-1)
-    codes = torch.empty(eights, 8, dtype=torch.uint8, device=packed.device)
-    for place in range(8):
-        codes[:, place] = ((words >> (place * bits)) & (2**bits - 1)).to(torch.uint8)
-    return codes.view(-1)[:count].clone()
+    codes = torch.empty(count, dtype=torch.uint8, device=packed.device)
+    stream = packed[: packed_bytes(count, bits)]
+    for part, place in zip(stream.split(CHUNK // 8 * bits), codes.split(CHUNK), strict=True):
+        spread = torch.zeros((place.numel() + 7) // 8, 8, dtype=torch.uint8, device=packed.device)
+        whole = torch.nn.functional.pad(part, (0, len(spread) * bits - part.numel()))
+        spread[:, :bits] = whole.view(-1, bits)
+        words = spread.view(torch.int64).view(-1)
+        eights = torch.empty_like(spread)
+        for i in range(8):
+            eights[:, i] = ((words >> (i * bits)) & (2**bits - 1)).to(torch.uint8)
+        place.copy_(eights.view(-1)[: place.numel()])
+    return codes
 
 
 def pack_trits(codes: Tensor) -> Tensor:

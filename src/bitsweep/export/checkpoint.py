@@ -21,7 +21,7 @@ import shutil
 import struct
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -121,21 +121,28 @@ class Shards:
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Write ``tensor`` under ``name``; tied tensors are added once, by the caller's choice."""
+        self.add_parts(name, tensor.dtype, tensor.shape, [tensor])
+
+    def add_parts(
+        self, name: str, dtype: torch.dtype, shape: Sequence[int], parts: Iterable[Tensor]
+    ) -> None:
+        """Write under ``name`` a tensor whose elements come one after another in ``parts``."""
         if name in self._names:
             raise ValueError(f"{name} is in the file already")
         self._names.add(name)
-        if self._size and self._size + tensor.nbytes > self.limit:
+        size = math.prod(shape) * dtype.itemsize
+        if self._size and self._size + size > self.limit:
             self._flush()
-        width = tensor.element_size()
+        width = dtype.itemsize
         if width not in self._scratch:
             self._scratch[width] = (self.folder / f".{width}.scratch").open("w+b")
-        flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        self._scratch[width].write(flat.numpy().data)
-        entry = (name, NAMES[tensor.dtype], list(tensor.shape), tensor.nbytes)
-        self._table.setdefault(width, []).append(entry)
+        for part in parts:
+            flat = part.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            self._scratch[width].write(flat.numpy().data)
+        self._table.setdefault(width, []).append((name, NAMES[dtype], list(shape), size))
         self._files[name] = len(self._shards)
-        self._size += tensor.nbytes
-        self.bytes += tensor.nbytes
+        self._size += size
+        self.bytes += size
 
     def _flush(self) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
