@@ -85,8 +85,7 @@ def group_files(group: str) -> dict[str, Path]:
 def choices_in(folder: Path) -> dict[str, Path]:
     """The YAML files in and below ``folder``, by their path from it without the suffix."""
     found = {
-        path.relative_to(folder).with_suffix("").as_posix(): path
-        for path in folder.rglob("*.yaml")
+        path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")
     }
     return dict(sorted(found.items(), key=lambda item: ("/" in item[0], item[0])))
 

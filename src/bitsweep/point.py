@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from bitsweep.recover import Recovery
     from bitsweep.transforms import Transform
 
+RANDOM = "random"
+"""The column ``weights`` of a shape; other points have no such column."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -98,6 +101,8 @@ class Point:
             "input": "" if self.inputs is None else str(self.inputs),
             "kv": "" if self.kv is None else str(self.kv),
         }
+        if self.model.random_weights:
+            columns["weights"] = RANDOM
         needed = {"calibration": self.calibrated, "seed": self.seeded}
         for axis in self.method.ignores:
             if not needed.get(axis, False):
@@ -131,6 +136,8 @@ def label(columns: Mapping[str, Any]) -> str:
         words.append(columns["misfit"])
     if columns["recover"]:
         words.append(f"+ {columns['recover']}")
+    if columns.get("weights") == RANDOM:
+        words.append("(random weights)")
     return " ".join(words)
 
 

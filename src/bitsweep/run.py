@@ -24,7 +24,7 @@ from bitsweep.errors import Refused, UserError
 from bitsweep.methods import Particular
 from bitsweep.models import Model, ModelSource
 from bitsweep.point import Point
-from bitsweep.probes import Probe
+from bitsweep.probes import Probe, needs
 from bitsweep.record import Kind, Record, Status
 from bitsweep.spec import LayerSpec, Plan
 from bitsweep.store import Store
@@ -44,6 +44,18 @@ class Prepared:
     point_id: str
     run_ids: Mapping[Kind, str]
 
+    @property
+    def weightless(self) -> bool:
+        """Whether shapes alone are asked: the size of a shape, which needs no memory then.
+
+        Steps that look at weights (a pruning mask), and libraries' layers, get some.
+        """
+        point = self.point
+        plain_method = not isinstance(point.method, Particular)
+        untouched = plain_method and not point.transforms and not point.recover
+        asked = {needs(probe) for probe in point.probes.values()}
+        return self.source.random_weights and untouched and asked == {"shapes"}
+
 
 def prepare(point: Point, artifacts: Artifacts) -> Prepared:
     """Decide what ``point`` is, from the checkpoint's configuration alone.
@@ -53,6 +65,9 @@ def prepare(point: Point, artifacts: Artifacts) -> Prepared:
         UserError: the configuration is wrong whatever the other axes are.
     """
     skeleton = models.skeleton(point.model, artifacts)
+    reason = untrained(point)
+    if reason is not None:
+        raise Refused(reason)
     plan = plan_for(point, reshaped(point, skeleton))
     source = dataclasses.replace(point.model, untie=point.model.untie or plan.untie)
     identity = {
@@ -118,7 +133,8 @@ def make(prepared: Prepared, artifacts: Artifacts, stage: provenance.Stopwatch) 
     point, plan = prepared.point, prepared.plan
     torch.manual_seed(point.seed)
     with stage("load"):
-        source = models.load(prepared.source, artifacts)
+        load = models.skeleton if prepared.weightless else models.load
+        source = load(prepared.source, artifacts)
     reference = Reference(source, point.data, artifacts)
     calibration = Calibration(source, point.calibration, artifacts)
     with stage("transform"):
@@ -172,6 +188,31 @@ def execute(
         if isinstance(error, UserError):
             raise
     return records
+
+
+def untrained(point: Point) -> str | None:
+    """What the point asks that random weights can not answer, with the keys to change; or None."""
+    if not point.model.random_weights:
+        return None
+    name = point.model.name
+    probes = [f"probes.{key}" for key, probe in point.probes.items() if needs(probe) == "training"]
+    if probes:
+        return (
+            f"{', '.join(probes)}: model={name} has random weights, whose quality means nothing; "
+            "use probes=latency or probes=size, or a trained model"
+        )
+    steps = {f"method={point.method_name}": point.method}
+    for group in CHAINS:
+        steps |= {f"{group}=[{key}]": step for key, step in getattr(point, group).items()}
+    reading = [key for key, step in steps.items() if step.calibrated]
+    if point.calibrated and not reading and point.input is not None:
+        reading = [f"input.range={point.input.range}"]
+    if reading:
+        return (
+            f"{', '.join(reading)}: looks at calibration text, which means nothing to the random "
+            f"weights of model={name}; use method=rtn or hqq, and input.range=dynamic"
+        )
+    return None
 
 
 def reshaped(point: Point, skeleton: Model) -> Model:
@@ -323,6 +364,7 @@ def begin(prepared: Prepared, kind: Kind, source: Model, model: Model) -> Record
             "sha256": source.checkpoint,
             "parameters": source.parameters,
             "tied": source.tied,
+            **({"weights": "random"} if point.model.random_weights else {}),
         },
         plan={
             "digest": plan.digest(),

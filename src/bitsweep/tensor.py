@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -55,6 +56,23 @@ class QuantTensor:
         out_features, in_features = weight.shape
         shape = torch.Size((out_features, in_features // family.vector(spec)))
         return cls(formats.join(codes, shape), params, spec)
+
+    @classmethod
+    def unfilled(cls, shape: tuple[int, int], spec: QuantSpec) -> QuantTensor:
+        """What a weight of ``shape`` ``(out, in)`` becomes, on the meta device: bytes, no values.
+
+        Which parameters a format has, and how many, shows on two rows of any numbers.
+        """
+        out_features, in_features = shape
+        vector = formats.get(spec.format).vector(spec)
+        params = {
+            name: torch.empty(
+                (out_features if rows == 2 else rows, *rest), dtype=dtype, device="meta"
+            )
+            for name, (rows, *rest), dtype in _params_of_two_rows(in_features, spec)
+        }
+        codes_shape = (out_features, in_features // vector)
+        return cls(torch.empty(codes_shape, dtype=torch.uint8, device="meta"), params, spec)
 
     @property
     def shape(self) -> torch.Size:
@@ -151,6 +169,15 @@ class QuantTensor:
         params = {name: value.to(device) for name, value in self.params.items()}
         codes = self.codes.to(device)
         return replace(self, codes=codes, params=params, permutation=order, mask=mask)
+
+
+@functools.cache
+def _params_of_two_rows(
+    in_features: int, spec: QuantSpec
+) -> list[tuple[str, torch.Size, torch.dtype]]:
+    """Name, shape and dtype of what is stored beside the codes of two rows."""
+    rows = torch.linspace(-1, 1, 2 * in_features).view(2, in_features)
+    return [(name, value.shape, value.dtype) for name, value in formats.fit(rows, spec).items()]
 
 
 def mask_bytes(mask: Tensor) -> int:

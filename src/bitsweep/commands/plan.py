@@ -23,6 +23,10 @@ SECONDS_PER_MILLION = 2.5
 """Without history: what measuring costs per million parameters, from the reference on 2 cores."""
 
 
+SECONDS_OF_SIZE = 2.0
+"""Of a point that needs no weights, whatever its size."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Seconds of one point, and whether Records of its like say so."""
@@ -114,6 +118,8 @@ def estimate(candidate: Candidate, history: Sequence[Record], artifacts: Artifac
     from bitsweep import models
 
     point = candidate.job.point
+    if candidate.prepared is not None and candidate.prepared.weightless:
+        return Estimate(SECONDS_OF_SIZE, False)
     like = [
         record
         for record in history

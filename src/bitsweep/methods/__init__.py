@@ -69,7 +69,8 @@ def replace_layers(
 ) -> None:
     """Replace each of ``names`` by what ``quantize`` makes of its weight ``(out, in)``, float32.
 
-    The head of a tied pair takes the embedding's codes: they are one tensor.
+    The head of a tied pair takes the embedding's codes: they are one tensor. A weight without
+    values (on the meta device, of a point of which only the size is asked) becomes codes without.
 
     Raises:
         UserError: a weight is not finite (``model.path``).
@@ -78,6 +79,8 @@ def replace_layers(
         twin = tied_embedding(model, name)
         if twin is not None and twin in plan.layers:
             codes = cast(QuantTensor, model.get(twin).quant)
+        elif model.weight(name).is_meta:
+            codes = QuantTensor.unfilled(model.layers[name].shape, plan.layers[name].weight)
         else:
             codes = quantize(finite_weight(model, name), plan.layers[name].weight)
         place(model, name, codes)

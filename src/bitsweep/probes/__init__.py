@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from bitsweep.record import Kind, Measurement
 
@@ -15,11 +15,17 @@ if TYPE_CHECKING:
     from bitsweep.models import Model
 
 
+Needs = Literal["shapes", "weights", "training"]
+"""What a probe needs of a model: the shapes of its tensors, any weights, or trained ones."""
+
+
 class Probe(Protocol):
     """A frozen dataclass whose fields are its options.
 
     ``version`` grows with every change that moves a number; ``kind`` says into which Record the
-    metrics go: ``quality``, or ``timing`` for what depends on the machine.
+    metrics go: ``quality``, or ``timing`` for what depends on the machine. A ``timing``
+    probe takes any weights, a ``quality`` one trained ones, unless it says otherwise by ``needs``,
+    a ClassVar of :data:`Needs`.
     """
 
     version: ClassVar[int]
@@ -32,3 +38,10 @@ class Probe(Protocol):
     def __call__(self, model: Model, reference: Reference) -> Measurement:
         """Measure ``model``, and what differs from the full-precision model of ``reference``."""
         ...
+
+
+def needs(probe: Probe) -> Needs:
+    """What ``probe`` needs of a model."""
+    usual: Needs = "weights" if probe.kind == "timing" else "training"
+    found: Needs = getattr(probe, "needs", usual)
+    return found

@@ -22,7 +22,8 @@ from bitsweep.activations import InputQuantizer
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference
 from bitsweep.linear import QuantEmbedding, QuantLinear
-from bitsweep.models import ModelSource, files
+from bitsweep.models import ModelSource, files, shapes
+from bitsweep.probes import Needs
 from bitsweep.record import Delta, Kind, Measurement, Metric
 from bitsweep.tensor import QuantTensor, mask_bytes
 
@@ -51,6 +52,7 @@ class Size:
 
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "quality"
+    needs: ClassVar[Needs] = "shapes"
 
     def identity(self, data: Data, artifacts: Artifacts) -> dict[str, Any]:
         return {}
@@ -163,6 +165,8 @@ def quant_tensors(module: nn.Module) -> list[QuantTensor]:
 
 def stored_bytes(source: ModelSource, artifacts: Artifacts) -> int:
     """Bytes in which the checkpoint stores a number: of the dtype that most of them have."""
+    if source.random_weights:
+        return shapes.find(source.path).stored_bytes
 
     def make() -> int:
         counts: Counter[int] = Counter()
