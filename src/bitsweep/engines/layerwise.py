@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
 
 from bitsweep.engines import registry, runner
-from bitsweep.engines.packed import COMPUTE
+from bitsweep.engines.packed import COMPUTE, Packed
 from bitsweep.engines.protocols import (
     Kernel,
     Quantized,
@@ -58,6 +61,7 @@ class Layerwise:
         packed = runner.cast(model, COMPUTE)
         for name, kernel in self.assigned.items():
             packed.replace(name, kernel.pack(layers[name]))
+        share_inputs(packed.module)
         return runner.TorchRunner(packed.module)
 
 
@@ -67,3 +71,17 @@ def takes(kernel: Kernel, layer: Quantized) -> str | None:
     if device != kernel.device:
         return f"it runs on {kernel.device}, and the layer is on {device}"
     return kernel.refuses(layer) or registry.failure(kernel.name)
+
+
+def share_inputs(module: nn.Module) -> None:
+    """Let packed layers side by side quantize a tensor once that all of them are given.
+
+    ``inputs`` of a packed layer is what makes its codes, and keeps those of the last tensor: query,
+    key and value get the same one, gate and up another. Those of other specs stay apart.
+    """
+    for parent in module.modules():
+        made: dict[Any, Any] = {}
+        for child in parent.children():
+            inputs = getattr(child, "inputs", None)
+            if isinstance(child, Packed) and inputs is not None:
+                child.inputs = made.setdefault(inputs.spec, inputs)

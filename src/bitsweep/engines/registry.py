@@ -69,11 +69,12 @@ def failure(name: str) -> str | None:
 
 def _failure(kernel: Kernel) -> str | None:
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(32, 64, generator=generator)
+    weight, x = torch.randn(32, 64, generator=generator), torch.randn(3, 64, generator=generator)
+    weight[0], x[0] = 4, 4  # the largest codes, all products of one sign: what may overflow
     try:
         layers = (_layer(weight, spec, inputs).to(kernel.device) for spec, inputs in PROBES)
         layer = next(layer for layer in layers if kernel.refuses(layer) is None)
-        x = torch.randn(3, 64, generator=generator).to(kernel.device, COMPUTE)
+        x = x.to(kernel.device, COMPUTE)
         y, expected = kernel.pack(layer)(x).float(), layer(x.float())
     except Exception as error:  # a missing operator, an instruction this processor lacks
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
