@@ -20,6 +20,7 @@ VERBS = {
     "plan": ("plan", "list what a sweep would launch, and what it costs; runs nothing"),
     "report": ("look", "tables, fronts and a page from Records"),
     "show": ("look", "one Record: its numbers, its plan by layer, some of its texts"),
+    "export": ("export", "a point as files that transformers, vLLM, onnxruntime, OpenVINO load"),
     "list": ("look", "methods, formats, policies, models, probes, experiments ..."),
     "doctor": ("doctor", "versions, devices, kernels, tracker, disk, caches"),
 }

@@ -49,6 +49,17 @@ names together into results/NAME+NAME. From the Records alone: no model, no netw
 bitsweep show RUN_ID [--results-dir FOLDER]
 
 The beginning of a run_id or point_id is enough.""",
+    "export": """\
+bitsweep export RUN_ID --to FORMAT [--out FOLDER] [--results-dir FOLDER]
+bitsweep export KEY=VALUE ... --to FORMAT [--out FOLDER] [--config-dir FOLDER]
+
+  bitsweep export 1a2b3c4d --to compressed-tensors
+  bitsweep export model.path=MODEL method=rtn bits=4 group_size=128 --to gptq --out w4
+
+FORMAT: compressed-tensors, gptq (checkpoints with packed weights), hf-dense (one with floats), onnx
+(QDQ), openvino. The beginning of a run_id or point_id is enough; its command is composed and its
+weights are quantized again, and it must still be the same point. Without --out the folder is
+exports/<label>-<run_id>-<format>. What a format can not hold is refused; nothing is written then.""",
     "list": """\
 bitsweep list methods|formats|transforms|recoveries|inputs|policies|models|data|calibrations
 bitsweep list probes|engines|trackers|experiments

@@ -35,6 +35,19 @@ from bitsweep.packing import pack, unpack
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, InputSpec, LayerSpec, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
 
+LOADING = """\
+```python
+# pip install transformers torch compressed-tensors
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```
+
+The weights are unpacked at the first forward pass. bitsweep measures these files with
+`bitsweep run model.path=FOLDER method=full_precision`.
+"""
+
 PACKED = "pack-quantized"
 BYTES = "int-quantized"
 MIXED = "mixed-precision"

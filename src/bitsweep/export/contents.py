@@ -27,12 +27,13 @@ def tensors(model: Model, stored: torch.dtype, hold: Hold) -> Iterator[tuple[str
     checkpoint that the model comes from.
     """
     tied = _head(model) if _is_tied(model) else None
+    rename = _on_disk(model)
     for name, module in model.module.named_modules():
         if name != tied and isinstance(module, Quantized):
             yield from hold(name, module).items()
         for key, value in _own(module):
             if name != tied or key != "weight":
-                yield f"{name}.{key}".lstrip("."), kept(value, stored)
+                yield rename(f"{name}.{key}".lstrip(".")), kept(value, stored)
 
 
 def held_by(container: Container, plan: Plan) -> Hold:
@@ -80,6 +81,26 @@ def refused_layer(model: Model, container: Container, plan: Plan) -> str | None:
             "none; model.untie=true gives each its own"
         )
     return None
+
+
+def _on_disk(model: Model) -> Callable[[str], str]:
+    """From a tensor's name in the model to the one that files of its architecture have.
+
+    transformers renames when it reads (GPT-NeoX's head is ``embed_out`` in files).
+    """
+    conversions = getattr(model.module, "_weight_conversions", None) or ()
+    back = [
+        conversion.reverse_transform()
+        for conversion in conversions
+        if type(conversion).__name__ == "WeightRenaming"
+    ]
+
+    def rename(name: str) -> str:
+        for conversion in back:
+            name = conversion.rename_source_key(name)[0]
+        return name
+
+    return rename
 
 
 def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -1,0 +1,197 @@
+"""``export``: a point, from its Record or from its keys, becomes files that other runtimes load."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitsweep import cli
+from bitsweep.commands.launch import Parser
+from bitsweep.commands.look import SHORTEST_PREFIX
+from bitsweep.compose import choices, compose, nearest
+from bitsweep.config import Job, check, command_line, job
+from bitsweep.errors import Refused, UserError
+from bitsweep.record import Record
+from bitsweep.store import Store
+
+if TYPE_CHECKING:
+    from bitsweep.artifacts import Artifacts
+    from bitsweep.export.folder import Origin, Written
+    from bitsweep.run import Prepared
+
+MIB = 2**20
+
+
+def export(argv: list[str]) -> int:
+    """``bitsweep export RUN_ID --to FORMAT``, or ``bitsweep export KEY=VALUE ... --to FORMAT``."""
+    flags = Parser(prog="bitsweep export", add_help=False, allow_abbrev=False)
+    flags.add_argument("what", nargs="*")
+    flags.add_argument("--to", default="")
+    flags.add_argument("--out", type=Path)
+    flags.add_argument("--results-dir", type=Path, default=Path("results"))
+    flags.add_argument("--config-dir", "-cd")
+    given = flags.parse_intermixed_args(argv)
+    check_format(given.to)
+    if not given.what:
+        raise UserError("export: takes a RUN_ID, or the KEY=VALUE of a point; see --help")
+    from bitsweep.artifacts import Artifacts, cache_root
+
+    artifacts = Artifacts(cache_root())
+    if len(given.what) == 1 and "=" not in given.what[0]:
+        records = find(given.what[0], given.results_dir)
+        wanted, prepared = again(records[0], artifacts)
+    else:
+        records = []
+        wanted = job(compose(given.what, given.config_dir), command_line("export", argv))
+        prepared = _prepared(wanted, artifacts)
+    from bitsweep.export.folder import Origin
+
+    label = str(prepared.point.columns()["label"])
+    origin = Origin(wanted.point.command, prepared.point_id, label, tuple(records))
+    out = given.out or default_folder(prepared, given.to)
+    _tell(_write(wanted, prepared, artifacts, given.to, out, origin))
+    return cli.OK
+
+
+def check_format(name: str) -> None:
+    """Raises UserError for a ``--to`` that is no format of ours."""
+    from bitsweep.export import names
+
+    known = names()
+    if not name:
+        raise UserError(f"--to: takes one of {', '.join(known)}")
+    if name not in known:
+        raise UserError(f"--to {name}: no such format{nearest(name, known)}{choices(known)}")
+
+
+def find(run_id: str, results: Path) -> list[Record]:
+    """The Records, quality first, of the one point whose run_id or point_id begins so."""
+    if len(run_id) < SHORTEST_PREFIX:
+        raise UserError(f"export {run_id}: give at least {SHORTEST_PREFIX} digits of the id")
+    stores = [Store(path.parent) for path in sorted(results.glob("*/records"))]
+    found = {record.run_id: record for store in stores for record in store.find(run_id)}
+    if not found:
+        raise UserError(f"export {run_id}: no such Record below {results}; --results-dir FOLDER")
+    points = {record.point_id for record in found.values()}
+    if len(points) > 1:
+        raise UserError(f"export {run_id}: is the beginning of {len(points)} points; give more")
+    siblings = {
+        record.run_id: record
+        for store in stores
+        for record in store.records()
+        if record.point_id in points and record.status == "ok"
+    }
+    first = next(iter(found.values()))
+    if first.status != "ok":
+        raise UserError(f"export {run_id}: this point was {first.status}: {first.reason}")
+    return sorted(siblings.values(), key=lambda record: (record.kind, record.run_id))
+
+
+def again(record: Record, artifacts: Artifacts) -> tuple[Job, Prepared]:
+    """The point of ``record``, composed anew from its command.
+
+    Raises:
+        UserError: it has become another point meanwhile; says what of it.
+    """
+    import torch
+
+    command = str(record.provenance.get("command", ""))
+    words = shlex.split(command)
+    if words[:2] != ["bitsweep", "run"]:
+        raise UserError(
+            f"export {record.run_id[:12]}: its command is {command!r}, which is no bitsweep run; "
+            "give its KEY=VALUE in place of the id"
+        )
+    flags = Parser(prog="bitsweep run", add_help=False, allow_abbrev=False)
+    flags.add_argument("overrides", nargs="*")
+    flags.add_argument("--config-dir", "-cd")
+    given = flags.parse_intermixed_args(words[2:])
+    wanted = job(compose(given.overrides, given.config_dir), command)
+    torch.set_num_threads(int(record.provenance.get("threads", torch.get_num_threads())))
+    prepared = _prepared(wanted, artifacts)
+    if prepared.point_id != record.point_id:
+        raise UserError(
+            f"export {record.run_id[:12]}: {_changed(record, prepared, artifacts)}, so this is "
+            f"another point; measure it again: {command}"
+        )
+    return wanted, prepared
+
+
+def _prepared(wanted: Job, artifacts: Artifacts) -> Prepared:
+    from bitsweep.run import prepare
+
+    check(wanted, artifacts)
+    try:
+        return prepare(wanted.point, artifacts)
+    except Refused as reason:
+        raise UserError(str(reason)) from reason
+
+
+def _changed(record: Record, prepared: Prepared, artifacts: Artifacts) -> str:
+    """What of a point is no longer what its Record says."""
+    from bitsweep import models
+
+    now = prepared.point.columns()
+    then = record.point
+    axes = [key for key in then if key != "label" and then[key] != now.get(key)]
+    if axes:
+        shown = ", ".join(f"{key} was {then[key]} and is {now.get(key)}" for key in axes)
+        return f"with its command {shown}"
+    if models.skeleton(prepared.source, artifacts).checkpoint != record.model.get("sha256"):
+        return f"the checkpoint at {prepared.source.path} has changed"
+    if prepared.plan.digest() != record.plan.get("digest"):
+        return f"policy={now['policy']} has changed"
+    commit = str(record.provenance.get("commit"))[:12]
+    return f"its method, transforms or calibration changed since commit {commit}"
+
+
+def default_folder(prepared: Prepared, name: str) -> Path:
+    """``exports/gptq-w4g64-1a2b3c4d-compressed-tensors``."""
+    label = re.sub(r"[^\w.]+", "-", str(prepared.point.columns()["label"])).strip("-")
+    run_id = next(iter(prepared.run_ids.values()), prepared.point_id)
+    return Path("exports") / f"{label}-{run_id[:8]}-{name}"
+
+
+def _write(
+    wanted: Job,
+    prepared: Prepared,
+    artifacts: Artifacts,
+    name: str,
+    out: Path,
+    origin: Origin,
+) -> Written:
+    import torch
+
+    from bitsweep.export import containers, contents, folder
+    from bitsweep.export.checkpoint import refuse_taken
+    from bitsweep.provenance import Stopwatch
+    from bitsweep.run import make, reshaped
+
+    refuse_taken(out)
+    if name in containers():  # said before anything is quantized
+        from bitsweep import models
+
+        model = reshaped(prepared.point, models.skeleton(prepared.source, artifacts))
+        reason = contents.refused_layer(model, containers()[name](), prepared.plan)
+        if reason is not None:
+            raise UserError(f"--to {name}: {reason}")
+    if wanted.threads is not None:
+        torch.set_num_threads(wanted.threads)
+    made = make(prepared, artifacts, Stopwatch())
+    return folder.write(made.model, name, out, origin)
+
+
+def _tell(written: Written) -> None:
+    size = written.size
+    line = f"{written.folder}  {written.files} files, weights {size.bytes / MIB:.3f} MiB"
+    if not size.parts:
+        print(f"{line} (a packed file of this point has {size.predicted / MIB:.3f})")
+    else:
+        print(f"{line}, {100 * size.off:+.2f} % of the {size.predicted / MIB:.3f} predicted")
+    if size.missed:
+        why = ", ".join(f"{name} {value / 1024:+.1f} KiB" for name, value in size.parts.items())
+        print(f"SIZE    off by more than 1 %: {why}")
+    print(f"next    bitsweep run model.path={shlex.quote(str(written.folder))} ", end="")
+    print("method=full_precision")
