@@ -59,7 +59,7 @@ bitsweep export KEY=VALUE ... --to FORMAT [--out FOLDER] [--config-dir FOLDER]
 FORMAT: compressed-tensors, gptq (checkpoints with packed weights), hf-dense (one with floats), onnx
 (QDQ), openvino. The beginning of a run_id or point_id is enough; its command is composed and its
 weights are quantized again, and it must still be the same point. Without --out the folder is
-exports/<label>-<run_id>-<format>. What a format can not hold is refused; nothing is written then.""",
+exports/<label>-<run_id>-<format>. What a format can not hold is refused; no file is written.""",
     "list": """\
 bitsweep list methods|formats|transforms|recoveries|inputs|policies|models|data|calibrations
 bitsweep list probes|engines|trackers|experiments
