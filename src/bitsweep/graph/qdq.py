@@ -1,149 +1,224 @@
-"""Quantized layers in ONNX's own operators: ``DequantizeLinear``, then ``MatMul`` or ``Gather``.
+"""Quantized layers in ONNX's own operators: ``DequantizeLinear``, then ``MatMul``.
 
-Weights lie as ``(in, out)``, groups along axis 0: the form in which onnxruntime finds its 4-bit
-kernel and which TensorRT reads. Scales keep the dtype in which they are stored; a ``Cast`` makes
-them float32, which runtimes fold when they load the graph. An embedding keeps ``(rows, width)``:
-rows of codes are gathered and then dequantized, so that no runtime makes the whole table dense.
+A weight lies as ``(in, out)``, groups along axis 0: the form in which onnxruntime finds its packed
+kernel and which TensorRT reads. Symmetric codes are signed, without a zero point. Scales keep the
+dtype in which they are stored; a ``Cast``, which runtimes fold when they load the graph, makes them
+float32.
+
+An embedding lies as ``(rows, width)``, and the rows asked for are dequantized after they were
+gathered, for no runtime here does better with a dequantized table than to make all of it. No
+runtime gathers 4-bit integers: there a row is bytes, whose halves become numbers in the graph. A
+matrix that is embedding and head at once lies as an embedding; of 4 bits it has a second name at
+the same place of the file (:func:`bitsweep.graph.files.write`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 import torch
 
-from bitsweep.graph import tracing, weights
+from bitsweep.engines import beyond_codes
+from bitsweep.graph import inputs, tracing, weights
 from bitsweep.linear import QuantEmbedding, QuantLinear
 from bitsweep.models import Model
-from bitsweep.spec import PER_CHANNEL, PER_TENSOR, QuantSpec
+from bitsweep.spec import QuantSpec
 from bitsweep.tensor import QuantTensor
 
 WIDTHS = (4, 8)
 
 
 def fill(graph: ir.Model, model: Model) -> None:
-    """Fill the holes of ``graph``; only where :func:`refuses` said None of each layer."""
-    filler = Filler(graph.graph, model)
-    tracing.fill(graph, filler.put)
+    """Fill the holes of ``graph``; only after :func:`refuses` said None of ``model``."""
+    tracing.fill(graph, Filler(graph.graph, model).put)
 
 
-class Filler:
-    """Puts layers into one graph; a :class:`QuantTensor` in two layers becomes one initializer."""
-
-    def __init__(self, graph: ir.Graph, model: Model) -> None:
-        self.graph, self.model = graph, model
-        self.names: dict[int, str] = {}
-
-    def put(self, hole: ir.Node, name: str) -> ir.Value:
-        layer = self.model.get(name)
-        assert isinstance(layer, QuantLinear | QuantEmbedding)
-        tape = ir.tape.Tape()
-        x = hole.inputs[0]
-        assert x is not None
-        own = self.names.setdefault(id(layer.quant), name)
-        tied = (
-            sum(getattr(m, "quant", None) is layer.quant for m in self.model.module.modules()) > 1
-        )
-        if isinstance(layer, QuantEmbedding):
-            y = self._lookup(tape, x, layer.quant, own)
-        else:
-            y = self._linear(tape, x, layer.quant, own, rows_first=tied)
-        self.graph.insert_before(hole, tape.nodes)
-        return y
-
-    def _linear(
-        self, tape: ir.tape.Tape, x: ir.Value, quant: QuantTensor, name: str, rows_first: bool
-    ) -> ir.Value:
-        if quant.permutation is not None:
-            x = tape.op("Gather", [x, self._order(quant, name)], {"axis": -1})
-        scale, zero = self._params(tape, quant, name, rows_first)
-        codes = self._codes(quant, name, rows_first)
-        w = tape.op("DequantizeLinear", [codes, scale, zero], along(quant, 1 if rows_first else 0))
-        if rows_first:
-            w = tape.op("Transpose", [w], {"perm": [1, 0]})
-        return tape.op("MatMul", [x, w])
-
-    def _lookup(self, tape: ir.tape.Tape, ids: ir.Value, quant: QuantTensor, name: str) -> ir.Value:
-        scale, zero = self._params(tape, quant, name, True)
-        codes = self._codes(quant, name, True)
-        w = tape.op("DequantizeLinear", [codes, scale, zero], along(quant, 1))
-        y = tape.op("Gather", [w, ids], {"axis": 0})
-        if quant.permutation is not None:
-            back = torch.argsort(quant.permutation)
-            order = weights.initializer(
-                self.graph, f"{name}.order", tuple(back.shape), ir.DataType.INT64, lambda: back
-            )
-            y = tape.op("Gather", [y, order], {"axis": -1})
-        return y
-
-    def _codes(self, quant: QuantTensor, name: str, rows_first: bool) -> ir.Value:
-        kinds = weights.SIGNED if quant.spec.symmetric else weights.UNSIGNED
-        rows, columns = quant.shape
-        shape = (rows, columns) if rows_first else (columns, rows)
-
-        def make() -> torch.Tensor:
-            codes = weights.codes(quant)
-            return codes if rows_first else codes.T
-
-        return weights.initializer(
-            self.graph, f"{name}.codes", shape, kinds[int(quant.spec.bits)], make
-        )
-
-    def _params(
-        self, tape: ir.tape.Tape, quant: QuantTensor, name: str, rows_first: bool
-    ) -> tuple[ir.Value, ir.Value | None]:
-        """Scale as float32 and zero, None of a symmetric grid; one row where there is one group."""
-        spec, (rows, columns) = quant.spec, quant.shape
-        groups = spec.groups(columns)
-        whole = spec.group_size in (PER_CHANNEL, PER_TENSOR)
-        shape = (rows,) if whole else (rows, groups) if rows_first else (groups, rows)
-
-        def made(which: str) -> torch.Tensor:
-            values = weights.params(quant, which)
-            return values.reshape(-1) if whole else values if rows_first else values.T
-
-        stored = quant.params["scale"].dtype
-        half = stored == torch.float16
-        kind = ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
-        scale = weights.initializer(
-            self.graph, f"{name}.scale", shape, kind, lambda: made("scale").to(stored)
-        )
-        if half:
-            scale = tape.op("Cast", [scale], {"to": ir.DataType.FLOAT})
-        if spec.symmetric:
-            return scale, None
-        zero = weights.initializer(
-            self.graph,
-            f"{name}.zero",
-            shape,
-            weights.UNSIGNED[int(spec.bits)],
-            lambda: made("zero"),
-        )
-        return scale, zero
-
-    def _order(self, quant: QuantTensor, name: str) -> ir.Value:
-        order = quant.permutation
-        assert order is not None
-        return weights.initializer(
-            self.graph, f"{name}.order", tuple(order.shape), ir.DataType.INT64, lambda: order
-        )
+def refuses(model: Model) -> str | None:
+    """What of ``model`` ONNX's own operators can not say, naming the first layer, or None."""
+    layers = {n: m for n, m in model.module.named_modules() if isinstance(m, tracing.Quantized)}
+    beyond = beyond_codes(layers)
+    beyond.pop("masks of pruned weights")  # a pruned weight is a code that stands for 0
+    for what, names in beyond.items():
+        if names:
+            return f"{names[0]}: ONNX knows no {what}"
+    for name, layer in layers.items():
+        reason = misfit(layer.quant.spec)
+        if reason is None and isinstance(layer, QuantLinear):
+            reason = inputs.refuses(layer)
+        if reason is not None:
+            return f"{name}: {reason}"
+    return None
 
 
-def along(quant: QuantTensor, axis: int) -> dict[str, int]:
-    """Attributes of a DequantizeLinear whose groups run along ``axis``.
-
-    One scale a row runs along the other axis, of the rows.
-    """
-    if quant.spec.group_size in (PER_CHANNEL, PER_TENSOR):
-        return {"axis": 1 - axis}
-    return {"axis": axis, "block_size": quant.spec.group_size}
-
-
-def refuses(spec: QuantSpec) -> str | None:
-    """Why ONNX's DequantizeLinear can not say ``spec``, naming what, or None."""
+def misfit(spec: QuantSpec) -> str | None:
+    """Why DequantizeLinear can not say ``spec``, or None."""
     if spec.format != "int":
-        return f"format={spec.format}: ONNX's DequantizeLinear knows integers on a uniform grid"
+        return f"format={spec.format}: ONNX's DequantizeLinear has integers on a uniform grid"
     if spec.bits not in WIDTHS:
         return f"bits={spec.bits:g}: ONNX stores integers of 4 and 8 bits"
     if spec.zero != "integer" and not spec.symmetric:
-        return f"zero={spec.zero}: ONNX's zero points are integers of the codes' own width"
+        return f"zero={spec.zero}: ONNX's zero points are codes"
     return None
+
+
+class Filler:
+    """Puts layers into one graph; a :class:`QuantTensor` of two layers becomes one initializer."""
+
+    def __init__(self, graph: ir.Graph, model: Model) -> None:
+        self.graph, self.model = graph, model
+        self.owners: dict[int, list[str]] = {}
+        for name, module in model.module.named_modules():
+            if isinstance(module, tracing.Quantized):
+                self.owners.setdefault(id(module.quant), []).append(name)
+
+    def put(self, hole: ir.Node, name: str) -> ir.Value:
+        """The output of layer ``name`` instead of the hole's."""
+        layer, x = self.model.get(name), hole.inputs[0]
+        assert x is not None
+        tape = ir.tape.Tape()
+        if isinstance(layer, QuantEmbedding):
+            y = self.lookup(tape, x, layer.quant)
+        else:
+            assert isinstance(layer, QuantLinear)
+            if layer.quant.permutation is not None:
+                x = tape.op("Gather", [x, self.order(layer.quant, back=False)], {"axis": -1})
+            y = self.linear(tape, x, layer)
+        self.graph.insert_before(hole, tape.nodes)
+        return y
+
+    def owner(self, quant: QuantTensor) -> str:
+        """The layer that names the initializers of ``quant``."""
+        return self.owners[id(quant)][0]
+
+    def linear(self, tape: ir.tape.Tape, x: ir.Value, layer: QuantLinear) -> ir.Value:
+        """``x @ w.T``, the columns of ``x`` in the order of the groups."""
+        quant = layer.quant
+        x = inputs.restored(tape, self.graph, x, layer, self.owner(quant))
+        tied = len(self.owners[id(quant)]) > 1
+        arguments = [self.codes(quant, rows_first=tied), *self.grid(tape, quant, rows_first=tied)]
+        along = 1 if tied else 0
+        attributes = {"axis": along, "block_size": quant.spec.group_size}
+        if weights.whole(quant):
+            attributes = {"axis": 1 - along}
+        w = tape.op("DequantizeLinear", arguments, attributes)
+        if tied:
+            w = tape.op("Transpose", [w], {"perm": [1, 0]})
+        return tape.op("MatMul", [x, w])
+
+    def lookup(self, tape: ir.tape.Tape, ids: ir.Value, quant: QuantTensor) -> ir.Value:
+        """Rows ``ids`` ``(batch, new)`` of an embedding, ``(batch, new, width)`` float32."""
+        scale = self.scale(tape, quant, rows_first=True)
+        scale = self.of_columns(tape, tape.op("Gather", [scale, ids], {"axis": 0}), quant)
+        codes = self.rows(tape, ids, quant, "codes", quant.shape[1])
+        if quant.spec.symmetric:
+            zero = weights.constant(self.graph, "eight", torch.tensor(8.0))
+            y = codes if quant.spec.bits == 8 else tape.op("Sub", [codes, zero])
+        else:
+            zero = self.rows(tape, ids, quant, "zero", quant.spec.groups(quant.shape[1]))
+            y = tape.op("Sub", [codes, self.of_columns(tape, zero, quant)])
+        y = tape.op("Mul", [y, scale])
+        if quant.permutation is not None:
+            y = tape.op("Gather", [y, self.order(quant, back=True)], {"axis": -1})
+        return y
+
+    def rows(
+        self, tape: ir.tape.Tape, ids: ir.Value, quant: QuantTensor, what: str, columns: int
+    ) -> ir.Value:
+        """The rows ``ids`` of the codes or zeros as float32; of 4 bits from 0 up."""
+        made = (lambda: weights.codes(quant)) if what == "codes" else self.params(quant, "zero")
+        if quant.spec.bits == 8:
+            found = tape.op("Gather", [self.integers(quant, what, made, columns), ids], {"axis": 0})
+            return tape.op("Cast", [found], {"to": ir.DataType.FLOAT})
+        name = f"{self.owner(quant)}.{what}.bytes"
+        shape = (quant.shape[0], (columns + 1) // 2)
+        stored = weights.initializer(
+            self.graph, name, shape, ir.DataType.UINT8, lambda: weights.halves(made())
+        )
+        both = tape.op("Gather", [stored, ids], {"axis": 0})
+        fifteen = weights.constant(self.graph, "15", torch.tensor(15, dtype=torch.uint8))
+        four = weights.constant(self.graph, "4", torch.tensor(4, dtype=torch.uint8))
+        last = weights.constant(self.graph, "last", torch.tensor([-1]))
+        low = tape.op("BitwiseAnd", [both, fifteen])
+        high = tape.op("BitShift", [both, four], {"direction": "RIGHT"})
+        halves = [tape.op("Unsqueeze", [half, last]) for half in (low, high)]
+        joined = weights.constant(self.graph, "joined", torch.tensor([0, 0, -1]))
+        found = tape.op("Reshape", [tape.op("Concat", halves, {"axis": -1}), joined])
+        if columns % 2:
+            start, end = (
+                weights.constant(self.graph, f"at.{n}", torch.tensor([n])) for n in (0, columns)
+            )
+            found = tape.op("Slice", [found, start, end, last])
+        if what == "codes" and quant.spec.symmetric:  # signed halves: -8 is 1000, 7 is 0111
+            eight = weights.constant(self.graph, "8", torch.tensor(8, dtype=torch.uint8))
+            found = tape.op("BitwiseXor", [found, eight])
+        return tape.op("Cast", [found], {"to": ir.DataType.FLOAT})
+
+    def of_columns(self, tape: ir.tape.Tape, groups: ir.Value, quant: QuantTensor) -> ir.Value:
+        """``(..., groups)`` repeated for each column, or ``(..., 1)``."""
+        if weights.whole(quant):
+            return groups
+        size, columns = weights.size(quant), quant.shape[1]
+        index = weights.constant(self.graph, f"{columns}.by.{size}", torch.arange(columns) // size)
+        return tape.op("Gather", [groups, index], {"axis": -1})
+
+    def grid(self, tape: ir.tape.Tape, quant: QuantTensor, rows_first: bool) -> list[ir.Value]:
+        """Scale and, unless symmetric, zero, as DequantizeLinear takes them."""
+        scale, groups = self.scale(tape, quant, rows_first), quant.spec.groups(quant.shape[1])
+        values = [scale]
+        if not quant.spec.symmetric:
+            zero = self.params(quant, "zero")
+            values.append(self.integers(quant, "zero", zero, groups, rows_first))
+        if weights.whole(quant):  # one for each row: a vector
+            shape = weights.constant(self.graph, "flat", torch.tensor([-1]))
+            values = [tape.op("Reshape", [value, shape]) for value in values]
+        return values
+
+    def scale(self, tape: ir.tape.Tape, quant: QuantTensor, rows_first: bool) -> ir.Value:
+        """``(rows, groups)`` or its transpose as float32."""
+        groups, stored = quant.spec.groups(quant.shape[1]), quant.params["scale"].dtype
+        made = self.params(quant, "scale")
+        value = weights.initializer(
+            self.graph,
+            f"{self.owner(quant)}.scale",
+            (quant.shape[0], groups) if rows_first else (groups, quant.shape[0]),
+            weights.KINDS[stored],
+            made if rows_first else lambda: made().T,
+        )
+        if stored == torch.float32:
+            return value
+        return tape.op("Cast", [value], {"to": ir.DataType.FLOAT})
+
+    def params(self, quant: QuantTensor, name: str) -> Callable[[], torch.Tensor]:
+        return lambda: weights.params(quant, name)
+
+    def codes(self, quant: QuantTensor, rows_first: bool) -> ir.Value:
+        columns = quant.shape[1]
+        return self.integers(quant, "codes", lambda: weights.codes(quant), columns, rows_first)
+
+    def integers(
+        self,
+        quant: QuantTensor,
+        what: str,
+        made: Callable[[], torch.Tensor],
+        columns: int,
+        rows_first: bool = True,
+    ) -> ir.Value:
+        """``made()`` ``(rows, columns)``, or its transpose, of the codes' own type."""
+        kinds = weights.SIGNED if quant.spec.symmetric else weights.UNSIGNED
+        return weights.initializer(
+            self.graph,
+            f"{self.owner(quant)}.{what}",
+            (quant.shape[0], columns) if rows_first else (columns, quant.shape[0]),
+            kinds[int(quant.spec.bits)],
+            made if rows_first else lambda: made().T,
+        )
+
+    def order(self, quant: QuantTensor, back: bool) -> ir.Value:
+        """The columns as their groups have them, or where each of those went."""
+        order = quant.permutation
+        assert order is not None
+        name = f"{self.owner(quant)}.order"
+        if back:
+            return weights.constant(self.graph, f"{name}.back", torch.argsort(order))
+        return weights.constant(self.graph, name, order)

@@ -36,6 +36,9 @@ class Hole(nn.Module):
     ``weight`` answers a model that asks for its dtype, and holds nothing.
     """
 
+    bias: Tensor | None
+    embed_scale: Tensor | None
+
     def __init__(self, name: str, layer: Quantized) -> None:
         super().__init__()
         self.layer = name
@@ -47,7 +50,6 @@ class Hole(nn.Module):
         scale = getattr(layer, "embed_scale", None)
         self.register_buffer("bias", None if bias is None else bias.detach().float())
         self.register_buffer("embed_scale", None if scale is None else scale.float())
-        self.correction: nn.Module | None = getattr(layer, "correction", None)
 
     def forward(self, input: Tensor) -> Tensor:
         shape = (*input.shape, self.width) if self.embeds else (*input.shape[:-1], self.width)

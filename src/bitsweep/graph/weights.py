@@ -8,15 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from bitsweep.spec import PER_CHANNEL, PER_TENSOR
 from bitsweep.tensor import QuantTensor
 
 SIGNED = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
 UNSIGNED = {4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
+KINDS = {
+    torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.uint8: ir.DataType.UINT8,
+    torch.int8: ir.DataType.INT8,
+    torch.int32: ir.DataType.INT32,
+    torch.int64: ir.DataType.INT64,
+}
 
 
 def initializer(
@@ -36,62 +44,72 @@ def initializer(
     def tensor() -> ir.TensorProtocol:
         values = make().contiguous()
         if dtype.bitwidth == 4:
-            return ir.PackedTensor(halves(values).numpy(), dtype, shape=ir.Shape(shape), name=name)
+            packed = halves(values.reshape(-1)).numpy()
+            return ir.PackedTensor(packed, dtype, shape=ir.Shape(shape), name=name)
         return ir.Tensor(values.numpy(), dtype, name=name)
 
-    lazy = ir.LazyTensor(tensor, dtype, shape=ir.Shape(shape), name=name)
+    lazy = ir.LazyTensor(tensor, dtype, ir.Shape(shape), name=name)
     value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=lazy)
     graph.register_initializer(value)
     return value
 
 
+def constant(graph: ir.Graph, name: str, values: Tensor) -> ir.Value:
+    """Numbers that are at hand, as a constant of ``graph``."""
+    return initializer(graph, name, tuple(values.shape), KINDS[values.dtype], lambda: values)
+
+
 def halves(codes: Tensor) -> Tensor:
-    """Codes of 4 bits, two a byte in the order of memory, the first in the low half; uint8."""
-    flat = codes.reshape(-1).to(torch.uint8) & 15
-    if len(flat) % 2:
-        flat = torch.cat([flat, flat.new_zeros(1)])
-    return flat[0::2] | (flat[1::2] << 4)
+    """Codes of 4 bits along the last axis, two a byte, the first in the low half; uint8."""
+    codes = codes.to(torch.uint8) & 15
+    if codes.shape[-1] % 2:
+        codes = torch.nn.functional.pad(codes, (0, 1))
+    return codes[..., 0::2] | (codes[..., 1::2] << 4)
 
 
-def codes(quant: QuantTensor) -> Tensor:
-    """``(out, in)`` in the order of the groups: int8 about 0 when symmetric, else uint8.
+def unsigned(quant: QuantTensor) -> Tensor:
+    """The codes from 0 up, uint8 ``(out, in)``, in the order of the groups.
 
     A pruned weight has the code that stands for 0.
     """
-    found = quant.codes
+    codes = quant.codes
     if quant.mask is not None:
-        found = torch.where(quant.mask, found, _zeros(quant))
-    if quant.permutation is not None:
-        found = found[:, quant.permutation]
-    if quant.spec.symmetric:
-        return (found.to(torch.int16) - 2 ** int(quant.spec.bits - 1)).to(torch.int8)
-    return found
+        codes = torch.where(quant.mask, codes, _zeros(quant))
+    return codes if quant.permutation is None else codes[:, quant.permutation]
+
+
+def codes(quant: QuantTensor) -> Tensor:
+    """The codes as QDQ has them: int8 about 0 on a symmetric grid, else uint8."""
+    return centred(unsigned(quant), quant) if quant.spec.symmetric else unsigned(quant)
+
+
+def centred(codes: Tensor, quant: QuantTensor) -> Tensor:
+    """``codes`` uint8 less half their range, int8."""
+    return (codes.to(torch.int16) - 2 ** int(quant.spec.bits - 1)).to(torch.int8)
 
 
 def _zeros(quant: QuantTensor) -> Tensor:
     """The code of 0 at each weight, ``(out, in)`` in the columns' own order."""
     if quant.spec.symmetric:
         return torch.tensor(2 ** int(quant.spec.bits - 1), dtype=torch.uint8)
-    rows, columns = quant.shape
-    size = quant.spec.group_size if quant.spec.group_size > 0 else columns
-    group = torch.arange(columns) // size
+    columns = quant.shape[1]
+    group = torch.arange(columns) // size(quant)
     if quant.permutation is not None:
         group = torch.empty_like(group).index_copy_(0, quant.permutation, group)
-    return quant.params["zero"].expand(rows, -1)[:, group]
+    return params(quant, "zero")[:, group]
 
 
 def params(quant: QuantTensor, name: str) -> Tensor:
-    """``scale`` or ``zero`` ``(out, groups)``, the scale of a whole tensor repeated for each row."""
+    """``scale`` or ``zero`` ``(out, groups)``; one of the whole tensor is repeated for each row."""
     rows, columns = quant.shape
     return quant.params[name].expand(rows, quant.spec.groups(columns))
 
 
-def constant(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Value:
-    """A small constant of ``graph``."""
-    return initializer(
-        graph,
-        name,
-        values.shape,
-        ir.DataType.from_numpy(values.dtype),
-        lambda: torch.tensor(values),
-    )
+def size(quant: QuantTensor) -> int:
+    """Columns of a group; all of them where a row, or the tensor, is one."""
+    return quant.shape[1] if whole(quant) else quant.spec.group_size
+
+
+def whole(quant: QuantTensor) -> bool:
+    """Whether a row has one scale."""
+    return quant.spec.group_size in (PER_CHANNEL, PER_TENSOR)

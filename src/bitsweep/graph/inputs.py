@@ -1,0 +1,146 @@
+"""Inputs of a layer, quantized inside an ONNX graph exactly as ``activations`` does.
+
+Codes of 8 bits as ``uint8``, the only ones that processors multiply quickly as a left operand: a
+symmetric code lies 128 higher.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import onnx_ir as ir
+import torch
+
+from bitsweep.activations import InputQuantizer
+from bitsweep.graph.weights import constant
+from bitsweep.linear import QuantLinear
+from bitsweep.spec import PER_CHANNEL, InputSpec
+
+SMALLEST = 2.0**-126
+"""Of a scale; that of nothing but zeros."""
+
+HALF = 128
+FORMATS = ("int", "narrow")
+
+
+@dataclass(frozen=True)
+class Codes:
+    """``x = (codes - zero) * scale``; ``codes`` uint8, of the shape of ``x``.
+
+    ``scale`` float32 is one number, or ``(..., 1)``: one for each row. ``zero`` is one uint8, or
+    with ``rows`` float32 ``(..., 1)``.
+    """
+
+    codes: ir.Value
+    scale: ir.Value
+    zero: ir.Value
+    rows: bool = False
+
+
+def refuses(layer: QuantLinear) -> str | None:
+    """Why the inputs of ``layer`` can not be quantized in a graph, or None; None has no inputs."""
+    if layer.input_quantizer is None:
+        return None
+    if not isinstance(layer.input_quantizer, InputQuantizer):
+        return "its inputs are quantized by another library"
+    spec = layer.input_quantizer.spec
+    if spec.adaptive or spec.bits != 8 or spec.quant.format not in FORMATS:
+        return f"inputs a{spec}: a graph has inputs of 8 bits, input.format=int or narrow"
+    if spec.quant.scale_dtype != "float32":
+        return f"inputs a{spec}: a graph has input.scale_dtype=float32"
+    if spec.per == "channel":
+        return f"inputs a{spec}: a scale for each column stays inside the sum; use input.per=token"
+    if not spec.quant.fits(layer.in_features) or spec.quant.zero != "integer":
+        return f"inputs a{spec}: a graph has full groups and integer zeros"
+    if spec.per == "token" and spec.range != "dynamic":
+        return f"inputs a{spec}: use input.range=dynamic"
+    return None
+
+
+def spec_of(layer: QuantLinear) -> InputSpec | None:
+    """What becomes of the inputs of ``layer``."""
+    found = layer.input_quantizer
+    return None if found is None else cast(InputQuantizer, found).spec
+
+
+def symmetric(spec: InputSpec) -> bool:
+    """Whether the codes lie about 0, without a zero point."""
+    return spec.quant.symmetric or spec.quant.format == "narrow"
+
+
+def restored(
+    tape: ir.tape.Tape, graph: ir.Graph, x: ir.Value, layer: QuantLinear, name: str
+) -> ir.Value:
+    """What the codes of ``x`` stand for; ``x`` itself where inputs stay as they are."""
+    spec = spec_of(layer)
+    if spec is None:
+        return x
+    group = spec.quant.group_size
+    if group != PER_CHANNEL:
+        split = constant(graph, f"split.{group}", torch.tensor([0, 0, -1, group]))
+        x = tape.op("Reshape", [x, split])
+    found = quantized(tape, graph, x, layer, name)
+    if found.rows:
+        numbers = tape.op("Cast", [found.codes], {"to": ir.DataType.FLOAT})
+        x = tape.op("Mul", [tape.op("Sub", [numbers, found.zero]), found.scale])
+    else:
+        x = tape.op("DequantizeLinear", [found.codes, found.scale, found.zero])
+    if group != PER_CHANNEL:
+        x = tape.op("Reshape", [x, constant(graph, "joined", torch.tensor([0, 0, -1]))])
+    return x
+
+
+def quantized(
+    tape: ir.tape.Tape, graph: ir.Graph, x: ir.Value, layer: QuantLinear, name: str
+) -> Codes:
+    """The codes of ``x``, each row (last axis) or the whole of it on a scale of its own."""
+    spec = spec_of(layer)
+    assert spec is not None
+    half = constant(graph, "half", torch.tensor(HALF, dtype=torch.uint8))
+    if spec.range != "dynamic":
+        return _static(tape, graph, x, layer, name)
+    if not symmetric(spec) and spec.per == "tensor":
+        outputs = tape.op_multi_out("DynamicQuantizeLinear", [x], num_outputs=3)
+        return Codes(*outputs)
+    axes = constant(graph, "last", torch.tensor([-1]))
+    over = [axes] if spec.per == "token" else []
+    if symmetric(spec):
+        largest = tape.op("ReduceMax", [tape.op("Abs", [x]), *over], {"keepdims": int(bool(over))})
+        levels = 127.0 if spec.quant.format == "narrow" else 127.5
+        scale = _scale(tape, graph, largest, levels)
+        codes = _code(tape, graph, tape.op("Div", [x, scale]), half)
+        if not over:
+            return Codes(codes, scale, half)
+        return Codes(codes, scale, constant(graph, "half.float", torch.tensor(float(HALF))), True)
+    nothing = constant(graph, "nothing", torch.tensor(0.0))
+    low = tape.op("Min", [tape.op("ReduceMin", [x, axes], {"keepdims": 1}), nothing])
+    high = tape.op("Max", [tape.op("ReduceMax", [x, axes], {"keepdims": 1}), nothing])
+    scale = _scale(tape, graph, tape.op("Sub", [high, low]), 255.0)
+    middle = constant(graph, "half.float", torch.tensor(float(HALF)))
+    exact = tape.op("Sub", [tape.op("Neg", [tape.op("Div", [low, scale])]), middle])
+    zero = tape.op("Round", [exact])
+    codes = _code(tape, graph, tape.op("Add", [tape.op("Div", [x, scale]), zero]), half)
+    return Codes(codes, scale, tape.op("Add", [zero, middle]), True)
+
+
+def _static(
+    tape: ir.tape.Tape, graph: ir.Graph, x: ir.Value, layer: QuantLinear, name: str
+) -> Codes:
+    quantizer = cast(InputQuantizer, layer.input_quantizer)
+    params = quantizer.params
+    scale = constant(graph, f"{name}.input_scale", params["scale"].float().reshape(()))
+    stored = params.get("zero", torch.tensor(HALF))
+    zero = constant(graph, f"{name}.input_zero", stored.to(torch.uint8).reshape(()))
+    return Codes(tape.op("QuantizeLinear", [x, scale, zero]), scale, zero)
+
+
+def _scale(tape: ir.tape.Tape, graph: ir.Graph, reach: ir.Value, levels: float) -> ir.Value:
+    steps = constant(graph, f"levels.{levels:g}", torch.tensor(levels))
+    least = constant(graph, "smallest", torch.tensor(SMALLEST))
+    return tape.op("Max", [tape.op("Div", [reach, steps]), least])
+
+
+def _code(tape: ir.tape.Tape, graph: ir.Graph, steps: ir.Value, half: ir.Value) -> ir.Value:
+    """``round(steps) + 128`` within uint8: the one operator that rounds, clamps and casts."""
+    return tape.op("QuantizeLinear", [steps, constant(graph, "one", torch.tensor(1.0)), half])
