@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from bitsweep.report.frame import HARDWARE, REFERENCE, is_reference, references
+from bitsweep.point import RANDOM
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, QuantSpec
 
 Row = Mapping[str, Any]
@@ -119,7 +120,15 @@ def short(names: Sequence[str]) -> dict[str, str]:
 
 
 def weights(row: Row) -> str:
-    """The weights' format: ``w4g64``, ``w*g64`` for bits by layer, ``fp32`` in full precision."""
+    """The weights' format: ``w4g64``, ``w*g64`` for bits by layer, ``fp32`` in full precision.
+
+    Behind it ``random`` where no training made them: a shape has no quality.
+    """
+    random = " random" if row.get("weights") == RANDOM else ""
+    return f"{_format(row)}{random}"
+
+
+def _format(row: Row) -> str:
     if row["method"] == REFERENCE:
         options = dict(o.partition("=")[::2] for o in str(row.get("method_options") or "").split())
         dtype = options.get("dtype") or row.get("dtype") or ""

@@ -90,6 +90,8 @@ def payload(frame: pd.DataFrame) -> dict[str, Any]:
     y.sort(key=lambda name: name != quality)
     speed = speed_metric(frame)
     x = [name for name in (*COSTS, *([speed] if speed else [])) if name in numbers]
+    if not y and speed in x:  # of random weights: no quality, and still sizes and times
+        x, y = x[:-1], [x[-1]]
     return {
         "heat": quality or "",
         "metrics": {name: {**known[name], "title": TITLES.get(name, name)} for name in numbers},

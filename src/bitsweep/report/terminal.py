@@ -44,7 +44,12 @@ def show(report: Report, console: Console | None = None, next_command: str = "")
         alone = sum(row.get("only") is not None and row["status"] == "ok" for row in own)
         if alone:
             console.print(Text(f"{model}: {alone} parts were quantized alone"))
-        if any(row["front"] for row in own):
+        measured = sum(row["status"] == "ok" for row in own) - alone
+        if model not in primaries(frame):
+            if measured:
+                points = f"{measured} point{'s' * (measured != 1)}"
+                console.print(Text(f"{model}: {points} without a quality, in the tables"))
+        elif any(row["front"] for row in own):
             console.print(_table(frame, own, model))
     failed = [row for row in rows if row["status"] == "failed"]
     for reason, names in labels.by_reason(failed):
