@@ -53,7 +53,17 @@ GROUPS = (PER_CHANNEL, 16, 32, 64, 128, 256, 512, 1024)
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 FORMATS = ("gptq", "gptq_v2")
 WORD = 32
-_FIELD = "bits", "group_size", "sym", "desc_act"
+
+KNOWN: Mapping[str, tuple[str | None, ...]] = {
+    "quant_method": ("gptq",),
+    "checkpoint_format": (None, *FORMATS),
+    "format": (None, *FORMATS),
+    "pack_dtype": (None, "int32", "torch.int32"),
+    "rotation": (None,),
+    "adapter": (None,),
+}
+"""Of the keys that change what tensors mean, the values that are read; other keys only say how
+codes were found."""
 
 
 @dataclass
@@ -303,10 +313,8 @@ def _override(dynamic: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, 
         if re.match(pattern.removeprefix("+:").removeprefix("-:"), name):
             if pattern.startswith("-:"):
                 return None
-            odd = sorted(set(own) - set(_FIELD))
-            if odd:
-                raise UserError(f"quantization_config.dynamic: {pattern}: {odd[0]} is not known")
-            return {key: value for key, value in own.items() if key != "desc_act"}
+            _known(own, f"quantization_config.dynamic.{pattern}")
+            return {key: own[key] for key in ("bits", "group_size", "sym") if key in own}
     return {}
 
 
@@ -330,21 +338,15 @@ def _suffixes(plan: Plan, layers: Mapping[str, Layer]) -> list[str]:
 
 
 def _check(config: Mapping[str, Any]) -> None:
-    """Raises UserError for a key without which the tensors would be misread."""
-    known = {
-        "quant_method": ("gptq",),
-        "checkpoint_format": (None, *FORMATS),
-        "format": (None, *FORMATS),
-        "pack_dtype": (None, "int32", "torch.int32"),
-        "rotation": (None,),
-        "adapter": (None,),
-    }
-    for key, choices in known.items():
-        value = config.get(key)
-        if value not in choices:
-            shown = " or ".join(str(choice) for choice in choices if choice)
-            reads = f"bitsweep reads {shown}" if shown else "bitsweep reads none"
-            raise UserError(f"quantization_config.{key}={value}: {reads}")
+    """Raises UserError for a key with which the tensors would be misread."""
+    _known({"quant_method": None, **config}, "quantization_config")
     for key in ("bits", "group_size"):
         if not isinstance(config.get(key), int):
             raise UserError(f"quantization_config.{key}={config.get(key)}: must be a number")
+
+
+def _known(values: Mapping[str, Any], where: str) -> None:
+    for key, choices in KNOWN.items():
+        if key in values and values[key] not in choices:
+            shown = " or ".join(str(choice) for choice in choices if choice)
+            raise UserError(f"{where}.{key}={values[key]}: bitsweep reads {shown or 'none'}")
