@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from bitsweep.report.frame import HARDWARE, REFERENCE, is_reference, references
 from bitsweep.point import RANDOM
+from bitsweep.report.frame import HARDWARE, REFERENCE, is_reference, references
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, QuantSpec
 
 Row = Mapping[str, Any]
