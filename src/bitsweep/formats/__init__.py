@@ -55,6 +55,10 @@ class Family:
         """Parameters ``(1, 1)`` of the whole ``weight`` ``(out, in)``, which every group uses."""
         return {}
 
+    def spans_rows(self, spec: QuantSpec) -> bool:
+        """Whether the codes of a row depend on other rows: on a parameter that all share."""
+        return spec.group_size == PER_TENSOR or type(self).shared is not Family.shared
+
     def fit(
         self,
         groups: Tensor,

@@ -87,6 +87,9 @@ class Codebook(Family):
             )
         return None
 
+    def spans_rows(self, spec: QuantSpec) -> bool:
+        return True  # k-means draws for all of them, and goes on until all of them are settled
+
     def fit(
         self,
         groups: Tensor,

@@ -82,9 +82,7 @@ class RTN:
         generator = seeded()
 
         def quantize(weight: Tensor, spec: QuantSpec, mask: Tensor | None) -> QuantTensor:
-            importance = None if mask is None else mask.to(weight)
-            how = formats.plain if self.clip == "none" else fit_clipped
-            params = formats.fit(weight, spec, importance, how)
+            params = self._fit(weight, spec, None if mask is None else mask.to(weight))
             if self.rounding == "nearest":
                 return QuantTensor.quantize(weight, spec, params)
             return quantize_stochastic(weight, spec, params, generator)
@@ -93,6 +91,24 @@ class RTN:
             replace_layers(model, plan, [name], partial(quantize, mask=model.masks.get(name)))
         model.plan = plan
         return model
+
+    def skip_rows(self, spec: QuantSpec) -> str | None:
+        """Why rows of ``spec`` need the whole matrix (with the key to change), or None."""
+        if self.rounding == "stochastic":
+            return "method.rounding=stochastic draws its numbers for a whole matrix"
+        if formats.get(spec.format).spans_rows(spec):
+            return f"{spec}: what a row becomes depends on all rows of its matrix"
+        return None
+
+    def rows(self, weight: Tensor, spec: QuantSpec) -> QuantTensor:
+        """Some rows ``(n, in)`` float32 of a matrix as they become in the whole of it."""
+        return QuantTensor.quantize(weight, spec, self._fit(weight, spec))
+
+    def _fit(
+        self, weight: Tensor, spec: QuantSpec, importance: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        how = formats.plain if self.clip == "none" else fit_clipped
+        return formats.fit(weight, spec, importance, how)
 
 
 def quantize_stochastic(
