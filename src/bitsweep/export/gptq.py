@@ -37,12 +37,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from bitsweep import __version__
 from bitsweep.errors import UserError
+from bitsweep.export._words import WORD, codes, one_more, words
 from bitsweep.models import Layer
-from bitsweep.packing import pack, unpack
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, InputSpec, LayerSpec, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
 
@@ -52,7 +51,6 @@ GROUPS = (PER_CHANNEL, 16, 32, 64, 128, 256, 512, 1024)
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 FORMATS = ("gptq", "gptq_v2")
-WORD = 32
 
 KNOWN: Mapping[str, tuple[str | None, ...]] = {
     "quant_method": ("gptq",),
@@ -139,8 +137,8 @@ class Gptq:
             self.desc_act = True
             group = torch.empty_like(group).index_copy_(0, quant.permutation.cpu(), group)
         return {
-            f"{layer}.qweight": _words(quant.codes, bits).T.contiguous(),
-            f"{layer}.qzeros": _words(stored.T, bits),
+            f"{layer}.qweight": words(quant.codes, bits).T.contiguous(),
+            f"{layer}.qzeros": words(stored.T, bits),
             f"{layer}.scales": scale.T.contiguous(),
             f"{layer}.g_idx": group.to(torch.int32),
         }
@@ -248,46 +246,15 @@ class Gptq:
         if not torch.equal(scale.to(scales.dtype), scales):
             raise UserError(f"{layer}.scales: {scales.dtype} holds what float16 can not")
         if self.checkpoint_format == "gptq":
-            qzeros = _one_more(qzeros, bits, rows)
+            qzeros = one_more(qzeros, bits, rows)
         params = {"scale": scale.T.contiguous()}
-        zero = _codes(qzeros, bits, rows).T.contiguous()
+        zero = codes(qzeros, bits, rows).T.contiguous()
         if not weight.symmetric:
             params["zero"] = zero
         elif not bool((zero == 2 ** (bits - 1)).all()):
             raise UserError(f"{layer}.qzeros: sym=true has zeros of {2 ** (bits - 1)} only")
-        codes = _codes(qweight.T.contiguous(), bits, columns)
-        return QuantTensor(codes, params, weight, _order(g_idx, groups, layer))
-
-
-def _words(codes: Tensor, bits: int) -> Tensor:
-    """Codes ``(n, count)`` as int32 ``(n, ceil(count * bits / 32))``: a stream a row."""
-    padded = pad(codes.contiguous(), (0, -codes.shape[1] % _fill(bits)))
-    return pack(padded, bits).view(torch.int32).view(len(codes), -1)
-
-
-def _codes(words: Tensor, bits: int, count: int) -> Tensor:
-    """The inverse of :func:`_words`: uint8 ``(n, count)``."""
-    stream = words.contiguous().view(torch.uint8).view(-1)
-    each = words.shape[1] * WORD // bits
-    return unpack(stream, bits, len(words) * each).view(len(words), each)[:, :count].contiguous()
-
-
-def _fill(bits: int) -> int:
-    """How many codes fill whole words: 8 at 4 bits, 32 (in three words) at 3."""
-    return WORD if bits == 3 else WORD // bits
-
-
-def _one_more(qzeros: Tensor, bits: int, count: int) -> Tensor:
-    """``zero`` from the ``zero - 1`` of the older convention, as GPTQModel undoes it.
-
-    It adds 1 to all fields of a word at once, so that what a zero of 0 borrowed comes back; at 3
-    bits, whose fields lie across words, to each field by itself.
-    """
-    if bits == 3:
-        return _words(_codes(qzeros, bits, count) + 1 & 7, bits)
-    ones = sum(1 << place for place in range(0, WORD, bits))
-    summed = qzeros.to(torch.int64) + ones
-    return summed.view(torch.int32)[:, ::2].contiguous()  # the low halves
+        own = codes(qweight.T.contiguous(), bits, columns)
+        return QuantTensor(own, params, weight, _order(g_idx, groups, layer))
 
 
 def _order(g_idx: Tensor, groups: int, layer: str) -> Tensor | None:
