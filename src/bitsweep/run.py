@@ -22,6 +22,7 @@ from bitsweep.calibration import Calibration
 from bitsweep.data import Reference
 from bitsweep.errors import Refused, UserError
 from bitsweep.methods import Particular
+from bitsweep.methods.full_precision import FullPrecision
 from bitsweep.models import Model, ModelSource
 from bitsweep.point import Point
 from bitsweep.probes import Probe, needs
@@ -30,6 +31,7 @@ from bitsweep.spec import LayerSpec, Plan
 from bitsweep.store import Store
 
 KINDS: tuple[Kind, ...] = ("quality", "timing")
+ITSELF = "the checkpoint itself: its full-precision one is not found with the content it had"
 Progress = Callable[[str], None]
 Details = list[dict[str, Any]]
 
@@ -79,6 +81,11 @@ def prepare(point: Point, artifacts: Artifacts) -> Prepared:
         "calibration": calibration_identity(point, skeleton, artifacts),
         "seed": point.seed if point.seeded else None,
     }
+    if skeleton.plan is not None:  # its numbers are compared with another checkpoint's
+        base = models.base(source, artifacts)
+        identity["reference"] = base and models.skeleton(base, artifacts).checkpoint
+        if base is None:
+            plan = dataclasses.replace(plan, notes={**plan.notes, "reference": ITSELF})
     for name in CHAINS:
         chain = getattr(point, name)
         if chain:
@@ -104,7 +111,7 @@ def run(
     made = make(prepared, artifacts, stage)
     model, reference, calibration = made.model, made.reference, made.calibration
     for kind in kinds:
-        record = begin(prepared, kind, reference.model, model)
+        record = begin(prepared, kind, made.source, model)
         details: Details = [{"plan": made.became}] if kind == "quality" else []
         for name, probe in probes_of(point, kind).items():
             with stage(name):
@@ -122,6 +129,7 @@ def run(
 class Made:
     """A point's model; ``became`` says what each of its modules really is."""
 
+    source: Model
     model: Model
     reference: Reference
     calibration: Calibration
@@ -135,11 +143,14 @@ def make(prepared: Prepared, artifacts: Artifacts, stage: provenance.Stopwatch) 
     with stage("load"):
         load = models.skeleton if prepared.weightless else models.load
         source = load(prepared.source, artifacts)
-    reference = Reference(source, point.data, artifacts)
+        origin = models.base(prepared.source, artifacts) if source.plan is not None else None
+        full = source if origin is None else models.load(origin, artifacts)
+    reference = Reference(full, point.data, artifacts)
     calibration = Calibration(source, point.calibration, artifacts)
     with stage("transform"):
         model, calibration = transformed(point, source.copy(), calibration)
-        reference.unrounded = calibration.model
+        comparable = source.plan is not None and not source.transformed
+        reference.unrounded = full if comparable else calibration.model
     with stage("quantize"):
         model = point.method(model, plan, calibration)
         kv.install(model, plan)
@@ -147,7 +158,7 @@ def make(prepared: Prepared, artifacts: Artifacts, stage: provenance.Stopwatch) 
     for name, step in point.recover.items():
         with stage(name):
             model = step(model, plan, calibration)
-    return Made(model, reference, calibration, policies.audit(model, plan))
+    return Made(source, model, reference, calibration, policies.audit(model, plan))
 
 
 def execute(
@@ -253,7 +264,12 @@ def plan_for(point: Point, model: Model) -> Plan:
             not follow it.
     """
     plan = Plan()
-    if "policy" not in point.method.ignores:
+    if model.plan is not None:
+        reason = _beyond_codes(point)
+        if reason is not None:
+            raise Refused(f"model.path={point.model.path}: quantized already; {reason}")
+        plan = model.plan
+    elif "policy" not in point.method.ignores:
         plan = policies.make(
             point.policy,
             model,
@@ -291,6 +307,21 @@ def plan_for(point: Point, model: Model) -> Plan:
         if reason is not None:
             raise Refused(f"recover=[{name}]: {reason}")
     return plan
+
+
+def _beyond_codes(point: Point) -> str | None:
+    """What the point would do to a checkpoint that is quantized already, and what works."""
+    if not isinstance(point.method, FullPrecision):
+        return (
+            f"method={point.method_name} rounds full precision: give such a checkpoint, or measure "
+            "this one with method=full_precision"
+        )
+    if point.method.dtype != point.model.dtype:
+        return f"method.dtype={point.method.dtype} casts; give model.dtype={point.method.dtype} too"
+    for group in CHAINS:
+        for name in getattr(point, group):
+            return f"{group}=[{name}] changes full precision; leave it out"
+    return None
 
 
 def _beyond_library(point: Point) -> str | None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bitsweep.artifacts import Artifacts
     from bitsweep.models.model import Model
 
-__all__ = ["Layer", "Model", "ModelSource", "load", "skeleton"]
+__all__ = ["Layer", "Model", "ModelSource", "base", "load", "skeleton"]
 
 
 def load(source: ModelSource, artifacts: Artifacts) -> Model:
@@ -41,6 +41,13 @@ def skeleton(source: ModelSource, artifacts: Artifacts) -> Model:
     from bitsweep.models import loading
 
     return loading.skeleton(source, artifacts)
+
+
+def base(source: ModelSource, artifacts: Artifacts) -> ModelSource | None:
+    """The full-precision checkpoint that a quantized one was made of, where it is still there."""
+    from bitsweep.models import quantized
+
+    return quantized.base_of(source, artifacts)
 
 
 def __getattr__(name: str) -> Any:

@@ -176,10 +176,6 @@ def locate(source: ModelSource, weights: bool, artifacts: Artifacts) -> Files:
             f"model.path={path}: it sends transformers to other weights than its own (an adapter, "
             "or transformers_weights in config.json); merge or rename them first"
         )
-    if "quantization_config" in config:
-        raise UserError(
-            f"model.path={path}: this checkpoint is quantized already; give the full-precision one"
-        )
     return Files(folder.resolve(), config, hub_id)
 
 

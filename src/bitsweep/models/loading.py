@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from bitsweep.artifacts import Artifacts, plain
 from bitsweep.errors import UserError
-from bitsweep.models import files, shapes
+from bitsweep.models import files, quantized, shapes
 from bitsweep.models.drawn import draw
 from bitsweep.models.files import Files
 from bitsweep.models.model import Model, is_tied, untie
@@ -22,6 +22,7 @@ from bitsweep.models.offload import live_on_cpu
 from bitsweep.models.roles import Anatomy, dissect
 from bitsweep.models.shapes import Shape
 from bitsweep.models.source import ModelSource
+from bitsweep.spec import Plan
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -41,12 +42,16 @@ def load(source: ModelSource, artifacts: Artifacts) -> Model:
 
     def make() -> Model:
         with torch.random.fork_rng(devices=[]):  # so that a first load leaves no trace in the seed
-            module = _read(source, found)
+            module = _read(source, found, bare.plan)
+            tied = is_tied(module)
+            if bare.plan is not None:
+                quantized.install(module, found, source.path, bare.layers)
         if source.untie:
             untie(module)
+            tied = False
         _place(module, bare.anatomy, bare.device)
         _check_causal(module, bare.device, source.path)
-        return replace(bare, module=module, checkpoint=checkpoint, tied=is_tied(module))
+        return replace(bare, module=module, checkpoint=checkpoint, tied=tied)
 
     return artifacts.remember("model", key, make)
 
@@ -70,6 +75,11 @@ def skeleton(source: ModelSource, artifacts: Artifacts) -> Model:
             module = _bare(source, config, dtype)
             tokenizer = None if isinstance(found, Shape) else _tokenizer(source, found)
             anatomy = dissect(module, source.path)
+        plan: Plan | None = None
+        transforms: tuple[str, ...] = ()
+        if isinstance(found, Files):
+            plan = quantized.plan_of(found, source.path, anatomy.layers)
+            transforms = quantized.transforms_of(found)
         if source.untie:
             untie(module)
         return Model(
@@ -81,6 +91,8 @@ def skeleton(source: ModelSource, artifacts: Artifacts) -> Model:
             anatomy=anatomy,
             tied=is_tied(module),
             device=device,
+            plan=plan,
+            transformed=transforms,
         )
 
     return artifacts.remember("skeleton", key, make)
@@ -105,7 +117,7 @@ def _config(source: ModelSource, found: Files | Shape) -> Any:
     brings_code = "auto_map" in found.config
     place = found.file if isinstance(found, Shape) else found.folder
     try:
-        return AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             place, trust_remote_code=source.trust_remote_code, local_files_only=True
         )
     except Exception as error:
@@ -118,6 +130,9 @@ def _config(source: ModelSource, found: Files | Shape) -> Any:
             f"model.path={source.path}: this transformers ({transformers.__version__}) cannot read "
             f"its config.json, model_type {found.config.get('model_type')!r} ({_line(error)})"
         ) from error
+    if hasattr(config, quantized.KEY):
+        delattr(config, quantized.KEY)  # its layers are ours to fill, not transformers'
+    return config
 
 
 def _bare(source: ModelSource, config: Any, dtype: torch.dtype) -> PreTrainedModel:
@@ -143,11 +158,12 @@ def _bare(source: ModelSource, config: Any, dtype: torch.dtype) -> PreTrainedMod
     return module.eval()
 
 
-def _read(source: ModelSource, found: Files) -> PreTrainedModel:
+def _read(source: ModelSource, found: Files, plan: Plan | None) -> PreTrainedModel:
     try:
         with _quiet():
             module, report = AutoModelForCausalLM.from_pretrained(
                 found.folder,
+                **({} if plan is None else {"config": _config(source, found)}),
                 dtype=_dtype(source),
                 use_safetensors=True,
                 local_files_only=True,
@@ -158,7 +174,7 @@ def _read(source: ModelSource, found: Files) -> PreTrainedModel:
         raise UserError(
             f"model.path={source.path}: its weights do not load ({_line(error)})"
         ) from error
-    if missing := sorted(report["missing_keys"]):
+    if missing := quantized.unfilled(report["missing_keys"], plan):
         raise UserError(
             f"model.path={source.path}: {len(missing)} tensors of the model are not in its "
             f"safetensors files, first {missing[0]}"
