@@ -1,0 +1,61 @@
+"""What a latency is of, as its name and signature say it, and when it is not to be believed.
+
+Probes and reports share this; it needs no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+STRAY = 0.10
+"""Further from 1 than this, the null comparison says that something else ran on the machine."""
+
+IMPOSSIBLE = 1.1
+"""Share of the measured bandwidth above which weights can not have come from memory."""
+
+SIGNED = re.compile(r"\|(batch|prompt|threads):(\d+)")
+SUFFIX = re.compile(r"(?:b(\d+)p(\d+))?(?:t(\d+))?")
+
+
+@dataclass(frozen=True, order=True)
+class Shape:
+    """``batch`` sequences with a prompt of ``prompt`` tokens each, on ``threads`` threads."""
+
+    threads: int
+    batch: int
+    prompt: int
+
+    def suffix(self, first: Shape) -> str:
+        """What the names of its metrics end in: ``""`` for ``first``, else ``/b4p512t1``.
+
+        Batch and prompt, or threads, are left out where they are those of ``first``.
+        """
+        size = f"b{self.batch}p{self.prompt}"
+        same = (self.batch, self.prompt) == (first.batch, first.prompt)
+        text = ("" if same else size) + (
+            "" if self.threads == first.threads else f"t{self.threads}"
+        )
+        return f"/{text}" if text else ""
+
+    def signed(self) -> str:
+        """The part of a signature that says which shape the metrics with plain names have."""
+        return f"|prompt:{self.prompt}|batch:{self.batch}|threads:{self.threads}"
+
+    @classmethod
+    def read(cls, signature: str, suffix: str = "") -> Shape | None:
+        """The inverse: of a plain metric's ``signature``, and what follows the ``/``; or None."""
+        known = {name: int(value) for name, value in SIGNED.findall(signature)}
+        said = SUFFIX.fullmatch(suffix)
+        if len(known) < 3 or said is None:
+            return None
+        batch, prompt, threads = said.groups()
+        return cls(
+            threads=int(threads or known["threads"]),
+            batch=int(batch or known["batch"]),
+            prompt=int(prompt or known["prompt"]),
+        )
+
+    def __str__(self) -> str:
+        plural = "" if self.threads == 1 else "s"
+        return f"batch {self.batch}, prompt {self.prompt}, {self.threads} thread{plural}"
