@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bitsweep import config, export, formats, models, provenance
+from bitsweep import cli, config, export, formats, models, provenance
 from bitsweep.artifacts import Artifacts
 from bitsweep.compose import compose
 from bitsweep.errors import UserError
-from bitsweep.export import contents, streaming
+from bitsweep.export import contents, folder, streaming
 from bitsweep.export.checkpoint import Shards, stored_dtype
 from bitsweep.linear import QuantEmbedding, QuantLinear
 from bitsweep.methods.rtn import RTN
@@ -32,6 +32,8 @@ from bitsweep.spec import QuantSpec
 
 LIMIT = 200_000
 """Bytes of a shard: the tiny models have several."""
+
+OVERRIDES = ("model.path=here", *QUICK)
 
 W4 = ("method=rtn", "bits=4", "group_size=32")
 
@@ -52,28 +54,28 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
     def point(*overrides: str) -> Prepared:
         if not Path("here").exists():
             stored_as(torch.bfloat16, tiny.llama(Path("here")))
-        job = config.job(compose(["model.path=here", *QUICK, *overrides]))
+        job = config.job(compose([*OVERRIDES, *overrides]))
         return prepare(job.point, Artifacts(None))
 
     return point
 
 
-def stored_as(dtype: torch.dtype, folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
+def stored_as(dtype: torch.dtype, at: Path) -> None:
+    tensors = load_file(at / "model.safetensors")
     changed = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    save_file(changed, folder / "model.safetensors", {"format": "pt"})
+    save_file(changed, at / "model.safetensors", {"format": "pt"})
 
 
 def container(to: str) -> Any:
     return None if to == "hf-dense" else export.get(to)
 
 
-def streamed(point: Prepared, to: str, folder: str = "streamed") -> dict[str, str]:
+def streamed(point: Prepared, to: str, at: str = "streamed") -> dict[str, str]:
     """SHA-256 of each file that is written tensor by tensor."""
     assert streaming.refuses(point, Artifacts(None)) is None
-    Path(folder).mkdir()
-    shards = Shards(Path(folder), LIMIT)
-    streaming.stream(point, container(to), shards, Artifacts(None))
+    Path(at).mkdir()
+    shards = Shards(Path(at), LIMIT)
+    streaming.stream(point, Artifacts(None), lambda line: None, container(to), shards)
     return shards.close()
 
 
@@ -290,3 +292,21 @@ def test_a_weight_that_is_not_finite_is_refused(prepared: Callable[..., Prepared
     with pytest.raises(UserError, match=r"layers.1.mlp.up_proj has weights that are NaN"):
         streamed(prepared(*W4), "compressed-tensors")
     shutil.rmtree("streamed")
+
+
+@pytest.mark.parametrize("to", ["compressed-tensors", "gptq", "hf-dense"])
+def test_the_command_streams_what_it_can_and_never_loads_the_model(
+    to: str, prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = prepared(*W4, "symmetric=true")
+    made = make(point, Artifacts(None), provenance.Stopwatch(None)).model
+    origin = folder.Origin("", point.point_id, "")
+    folder.write(made, to, Path("whole"), origin)
+    monkeypatch.setattr(models, "load", None)
+    assert (
+        cli.dispatch(["export", *OVERRIDES, *W4, "symmetric=true", "--to", to, "--out", "x"]) == 0
+    )
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert Path("x", name).read_bytes() == Path("whole", name).read_bytes()
+    sizes = [json.loads(Path(at, "bitsweep.json").read_text())["size"] for at in ("x", "whole")]
+    assert sizes[0] == sizes[1]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -164,7 +167,7 @@ def _write(
 ) -> Written:
     import torch
 
-    from bitsweep.export import containers, contents, folder
+    from bitsweep.export import containers, contents, folder, streaming
     from bitsweep.export.checkpoint import refuse_taken
     from bitsweep.provenance import Stopwatch
     from bitsweep.run import make, reshaped
@@ -179,8 +182,23 @@ def _write(
             raise UserError(f"--to {name}: {reason}")
     if wanted.threads is not None:
         torch.set_num_threads(wanted.threads)
+    if streaming.takes(name) and streaming.refuses(prepared, artifacts) is None:
+        empty = streaming.unfilled(prepared, artifacts)
+        with _live() as progress:
+            pour = functools.partial(streaming.stream, prepared, artifacts, progress)
+            return folder.write(empty, name, out, origin, pour=pour)
     made = make(prepared, artifacts, Stopwatch())
     return folder.write(made.model, name, out, origin)
+
+
+@contextmanager
+def _live() -> Iterator[Callable[[str], None]]:
+    """A line that changes while tensors are written, on a terminal only."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, markup=False)
+    with console.status("") as status:
+        yield status.update
 
 
 def _tell(written: Written) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,10 @@ from bitsweep.models import Model, files, skeleton
 from bitsweep.models.files import Files
 from bitsweep.probes.size import MIB, measure, quant_tensors, stored_bytes
 from bitsweep.record import Record
+
+Pour = Callable[[Container | None, Shards], int]
+"""Adds all tensors to the shards, as the container or, without one, dense; bytes that hold codes.
+"""
 
 NEAR = 0.01
 """By which share a file may miss what its Record predicted."""
@@ -101,8 +105,17 @@ def refuses(model: Model, name: str) -> str | None:
     return contents.unsaid(model, plain) or contents.refused_layer(model, container, plan)
 
 
-def write(model: Model, name: str, out: Path, origin: Origin, limit: int = SHARD_BYTES) -> Written:
+def write(
+    model: Model,
+    name: str,
+    out: Path,
+    origin: Origin,
+    limit: int = SHARD_BYTES,
+    pour: Pour | None = None,
+) -> Written:
     """Write ``model`` to ``out`` in the format ``name``: whole, or not at all.
+
+    With ``pour`` (``export/streaming.py``) tensors come from there, and ``model`` has none.
 
     Raises:
         UserError: the format can not say it, or ``out`` is taken.
@@ -114,10 +127,15 @@ def write(model: Model, name: str, out: Path, origin: Origin, limit: int = SHARD
     hashes: dict[str, str] = {}
     with placed(out) as folder:
         if name in containers():
-            config, size, hashes = _checkpoint(model, name, folder, found, origin, limit)
+            config, size, hashes = _checkpoint(model, name, folder, found, origin, limit, pour)
         else:
-            writer: Writer = get(name)  # type: ignore[assignment]
-            writer.write(model, folder)
+            if pour is None:
+                writer: Writer = get(name)  # type: ignore[assignment]
+                writer.write(model, folder)
+            else:
+                shards = Shards(folder, limit)
+                pour(None, shards)
+                hashes = shards.close()
             weights = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             size = Size(weights, _predicted(model, origin))
             config = configuration(found, model.source.dtype, model.tied)
@@ -130,6 +148,7 @@ def write(model: Model, name: str, out: Path, origin: Origin, limit: int = SHARD
             "point_id": origin.point_id,
             "run_ids": {record.kind: record.run_id for record in origin.records},
             "command": origin.command,
+            "transforms": list(model.transformed),
             "code": provenance.code(),
             "base": {
                 "path": model.source.path,
@@ -143,7 +162,13 @@ def write(model: Model, name: str, out: Path, origin: Origin, limit: int = SHARD
 
 
 def _checkpoint(
-    model: Model, name: str, folder: Path, found: Files, origin: Origin, limit: int
+    model: Model,
+    name: str,
+    folder: Path,
+    found: Files,
+    origin: Origin,
+    limit: int,
+    pour: Pour | None,
 ) -> tuple[dict[str, Any], Size, dict[str, str]]:
     """The weights of ``model`` as the container ``name`` holds them, and their configuration."""
     container, plan = containers()[name](), model.plan
@@ -158,8 +183,11 @@ def _checkpoint(
         held += sum(tensor.nbytes for tensor in tensors.values())
         return tensors
 
-    for tensor_name, tensor in contents.tensors(model, stored, counted):
-        shards.add(tensor_name, tensor)
+    if pour is not None:
+        held = pour(container, shards)
+    else:
+        for tensor_name, tensor in contents.tensors(model, stored, counted):
+            shards.add(tensor_name, tensor)
     hashes = shards.close()
     quantization = container.config(plan, model.layers)
     total = sum((folder / file).stat().st_size for file in hashes)

@@ -1,7 +1,7 @@
 """A checkpoint larger than memory, quantized and written tensor by tensor.
 
     reason = refuses(prepared, artifacts)          # why this point needs the whole model, or None
-    stream(prepared, container, shards, artifacts, progress)
+    stream(prepared, artifacts, print, container, shards)
 
 What decides is known without weights (the plan, from the configuration; where each tensor lies,
 from the tables of the safetensors files), so the model is never built. A matrix is read some rows
@@ -26,7 +26,7 @@ from bitsweep import models
 from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
-from bitsweep.export import Container
+from bitsweep.export import Container, containers
 from bitsweep.export.checkpoint import NAMES, Shards, kept, stored_dtype
 from bitsweep.models import Model, files
 from bitsweep.models.shards import Entry, table
@@ -36,6 +36,8 @@ from bitsweep.tensor import QuantTensor
 
 AT_ONCE = 2**20
 """Numbers that are read and rounded at a time: in float32 they still fit a cache."""
+
+DENSE = "hf-dense"
 
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
@@ -82,9 +84,16 @@ class Reader:
                 yield torch.from_numpy(data).view(dtype).view(-1, width)
 
 
+def takes(name: str) -> bool:
+    """Whether the format ``name`` is written a tensor at a time: graphs are not."""
+    return name in containers() or name == DENSE
+
+
 def refuses(prepared: Prepared, artifacts: Artifacts) -> str | None:
     """Why the point needs its whole model in memory, with the key to change; None where not."""
     point, plan = prepared.point, prepared.plan
+    if prepared.source.random_weights:
+        return f"model={prepared.source.name}: its random weights are in no file"
     for group, steps in (("transforms", point.transforms), ("recover", point.recover)):
         for name in steps:
             return f"{group}=[{name}] works on the whole model"
@@ -110,10 +119,10 @@ def refuses(prepared: Prepared, artifacts: Artifacts) -> str | None:
 
 def stream(
     prepared: Prepared,
+    artifacts: Artifacts,
+    progress: Callable[[str], None],
     container: Container | None,
     shards: Shards,
-    artifacts: Artifacts,
-    progress: Callable[[str], None] = lambda line: None,
 ) -> int:
     """Add every tensor of the exported checkpoint to ``shards``; bytes of those that hold codes.
 
