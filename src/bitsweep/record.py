@@ -151,5 +151,7 @@ def _unfolded(value: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
         for shape, numbers in item.get("at", {}).items():
             ends = zip(("value", "lo", "hi"), numbers, strict=False)
             also = f"{name}/{shape}"
-            found[also] = replace(found[name], **{"name": also, "lo": None, "hi": None, **dict(ends)})
+            found[also] = replace(
+                found[name], **{"name": also, "lo": None, "hi": None, **dict(ends)}
+            )
     return found
