@@ -26,16 +26,17 @@ FORMATS = ("int", "narrow")
 
 @dataclass(frozen=True)
 class Codes:
-    """``x = (codes - zero) * scale``; ``codes`` uint8, of the shape of ``x``.
+    """``x = (codes - zero - shift) * scale``; ``codes`` uint8, of the shape of ``x``.
 
-    ``scale`` float32 is one number, or ``(..., 1)``: one for each row. ``zero`` is one uint8, or
-    with ``rows`` float32 ``(..., 1)``.
+    ``scale`` float32 is one number, or with ``rows`` ``(..., 1)``: one for each row. ``zero`` is
+    one uint8; ``shift`` float32 ``(..., 1)`` is what a row's own zero differs from it, or None.
     """
 
     codes: ir.Value
     scale: ir.Value
     zero: ir.Value
     rows: bool = False
+    shift: ir.Value | None = None
 
 
 def refuses(layer: QuantLinear) -> str | None:
@@ -81,11 +82,12 @@ def restored(
         split = constant(graph, f"split.{group}", torch.tensor([0, 0, -1, group]))
         x = tape.op("Reshape", [x, split])
     found = quantized(tape, graph, x, layer, name)
+    steps = constant(graph, "one", torch.tensor(1.0)) if found.rows else found.scale
+    x = tape.op("DequantizeLinear", [found.codes, steps, found.zero])
+    if found.shift is not None:
+        x = tape.op("Sub", [x, found.shift])
     if found.rows:
-        numbers = tape.op("Cast", [found.codes], {"to": ir.DataType.FLOAT})
-        x = tape.op("Mul", [tape.op("Sub", [numbers, found.zero]), found.scale])
-    else:
-        x = tape.op("DequantizeLinear", [found.codes, found.scale, found.zero])
+        x = tape.op("Mul", [x, found.scale])
     if group != PER_CHANNEL:
         x = tape.op("Reshape", [x, constant(graph, "joined", torch.tensor([0, 0, -1]))])
     return x
@@ -110,18 +112,16 @@ def quantized(
         levels = 127.0 if spec.quant.format == "narrow" else 127.5
         scale = _scale(tape, graph, largest, levels)
         codes = _code(tape, graph, tape.op("Div", [x, scale]), half)
-        if not over:
-            return Codes(codes, scale, half)
-        return Codes(codes, scale, constant(graph, "half.float", torch.tensor(float(HALF))), True)
+        return Codes(codes, scale, half, rows=bool(over))
     nothing = constant(graph, "nothing", torch.tensor(0.0))
     low = tape.op("Min", [tape.op("ReduceMin", [x, axes], {"keepdims": 1}), nothing])
     high = tape.op("Max", [tape.op("ReduceMax", [x, axes], {"keepdims": 1}), nothing])
     scale = _scale(tape, graph, tape.op("Sub", [high, low]), 255.0)
     middle = constant(graph, "half.float", torch.tensor(float(HALF)))
     exact = tape.op("Sub", [tape.op("Neg", [tape.op("Div", [low, scale])]), middle])
-    zero = tape.op("Round", [exact])
-    codes = _code(tape, graph, tape.op("Add", [tape.op("Div", [x, scale]), zero]), half)
-    return Codes(codes, scale, tape.op("Add", [zero, middle]), True)
+    shift = tape.op("Round", [exact])
+    codes = _code(tape, graph, tape.op("Add", [tape.op("Div", [x, scale]), shift]), half)
+    return Codes(codes, scale, half, rows=True, shift=shift)
 
 
 def _static(

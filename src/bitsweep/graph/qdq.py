@@ -19,8 +19,10 @@ from collections.abc import Callable
 import onnx_ir as ir
 import torch
 
-from bitsweep.engines import beyond_codes
+from bitsweep import kv
+from bitsweep.engines.protocols import Quantized, quantized_layers
 from bitsweep.graph import inputs, tracing, weights
+from bitsweep.library import LibraryLinear
 from bitsweep.linear import QuantEmbedding, QuantLinear
 from bitsweep.models import Model
 from bitsweep.spec import QuantSpec
@@ -36,12 +38,14 @@ def fill(graph: ir.Model, model: Model) -> None:
 
 def refuses(model: Model) -> str | None:
     """What of ``model`` ONNX's own operators can not say, naming the first layer, or None."""
-    layers = {n: m for n, m in model.module.named_modules() if isinstance(m, tracing.Quantized)}
-    beyond = beyond_codes(layers)
-    beyond.pop("masks of pruned weights")  # a pruned weight is a code that stands for 0
-    for what, names in beyond.items():
-        if names:
-            return f"{names[0]}: ONNX knows no {what}"
+    if kv.installed(model) or (model.plan is not None and model.plan.kv is not None):
+        return "the graph has a cache of floating numbers, and the point's is quantized (kv)"
+    layers = quantized_layers(model)
+    for name, layer in layers.items():
+        if isinstance(layer, LibraryLinear):
+            return f"{name}: another library's layer, of which a graph has no operator"
+        if getattr(layer, "correction", None) is not None:
+            return f"{name}: a correction of low rank beside its codes (recover=low_rank)"
     for name, layer in layers.items():
         reason = misfit(layer.quant.spec)
         if reason is None and isinstance(layer, QuantLinear):
@@ -69,7 +73,7 @@ class Filler:
         self.graph, self.model = graph, model
         self.owners: dict[int, list[str]] = {}
         for name, module in model.module.named_modules():
-            if isinstance(module, tracing.Quantized):
+            if isinstance(module, Quantized):
                 self.owners.setdefault(id(module.quant), []).append(name)
 
     def put(self, hole: ir.Node, name: str) -> ir.Value:

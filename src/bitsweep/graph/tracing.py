@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from bitsweep.engines import runner
-from bitsweep.linear import QuantEmbedding, QuantLinear
+from bitsweep.engines.protocols import Quantized
+from bitsweep.linear import QuantEmbedding
 from bitsweep.models import Model
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ OPSET = 21
 """The first whose DequantizeLinear has groups (``block_size``) and 4-bit integers."""
 
 DOMAIN = "bitsweep"
-
-Quantized = QuantLinear | QuantEmbedding
 
 
 class Hole(nn.Module):
