@@ -42,6 +42,30 @@ def test_a_permutation_costs_four_bytes_a_column() -> None:
     assert moved.nbytes()["permutation"] == 4 * 32
 
 
+def masks() -> dict[str, Tensor]:
+    """Of 6 x 32 weights: scattered, 2 rows and 12 columns gone, nothing gone, everything gone."""
+    scattered, lines = random(6, 32) > 0, torch.ones(6, 32, dtype=torch.bool)
+    lines[[1, 4]], lines[:, 20:] = False, False
+    whole = torch.ones(6, 32, dtype=torch.bool)
+    return {"scattered": scattered, "lines": lines, "whole": whole, "gone": ~whole}
+
+
+@pytest.mark.parametrize("kind", ["scattered", "lines", "whole", "gone"])
+def test_a_mask_is_stored_in_the_bytes_that_size_counts_and_comes_back(kind: str) -> None:
+    mask = masks()[kind]
+    quant = QuantTensor.quantize(random(6, 32), W4).masked(mask)
+    packed = quant.pack()
+    stored = packed["mask" if kind == "scattered" else "mask_lines"]
+    # a bit a weight is 192 bits, a bit a row and a column 38
+    assert quant.nbytes()["mask"] == stored.nbytes == (24 if kind == "scattered" else 5)
+    assert quant.nbytes()["codes"] == packed["codes"].nbytes
+    again = QuantTensor.unpack(packed, W4, (6, 32))
+    assert again.mask is not None
+    assert torch.equal(again.mask, mask)
+    assert torch.equal(again.codes, quant.codes)
+    assert torch.equal(again.dequantize(), quant.dequantize())
+
+
 def test_groups_follow_the_permutation() -> None:
     order = torch.randperm(32, generator=torch.Generator().manual_seed(1))
     weight = random(6, 32)

@@ -127,14 +127,19 @@ class QuantTensor:
         return sizes
 
     def pack(self) -> dict[str, Tensor]:
-        """The tensors of a file: ``codes`` as a bitstream, parameters as they are stored."""
+        """The tensors of a file: ``codes`` as a bitstream, parameters as they are stored.
+
+        ``mask`` has a bit a weight, ``mask_lines`` a bit a row and a bit a column instead.
+        """
         family = formats.get(self.spec.format)
         tensors: dict[str, Tensor] = {}
         codes = self.codes
         if self.mask is not None:
             kept = self._kept(self.mask)
             codes = codes if kept is None else codes[kept]
-            tensors["mask"] = pack(self.mask.to(torch.uint8), 1)
+            lines = mask_lines(self.mask)
+            bits = self.mask if lines is None else lines
+            tensors["mask" if lines is None else "mask_lines"] = pack(bits.to(torch.uint8), 1)
         tensors |= {"codes": family.pack(codes, self.spec), **self.params}
         if self.permutation is not None:
             tensors["permutation"] = self.permutation.to(torch.int32)
@@ -146,7 +151,7 @@ class QuantTensor:
     ) -> QuantTensor:
         """The inverse of :meth:`pack`, exact; ``shape`` is ``(out, in)``."""
         family = formats.get(spec.format)
-        others = ("codes", "permutation", "mask")
+        others = ("codes", "permutation", "mask", "mask_lines")
         params = {k: v for k, v in tensors.items() if k not in others}
         order = tensors.get("permutation")
         vector = family.vector(spec)
@@ -154,6 +159,9 @@ class QuantTensor:
         mask = None
         if "mask" in tensors:
             mask = unpack(tensors["mask"], 1, shape[0] * shape[1]).view(shape).bool()
+        if "mask_lines" in tensors:
+            rows, columns = unpack(tensors["mask_lines"], 1, sum(shape)).bool().split(shape)
+            mask = rows.unsqueeze(1) & columns
         if mask is not None and vector == 1:
             codes = torch.zeros(codes_shape, dtype=torch.uint8, device=mask.device)
             codes[mask] = family.unpack(tensors["codes"], spec, int(mask.sum()))
@@ -182,6 +190,12 @@ def _params_of_two_rows(
 
 def mask_bytes(mask: Tensor) -> int:
     """Bytes that say which weights of ``mask`` bool ``(out, in)`` are kept."""
+    lines = mask_lines(mask)
+    return packed_bytes(mask.numel() if lines is None else lines.numel(), 1)
+
+
+def mask_lines(mask: Tensor) -> Tensor | None:
+    """Which rows and which columns are kept, bool ``(out + in,)``; None where that is not all."""
     rows, columns = mask.any(1), mask.any(0)
-    by_lines = torch.equal(mask, rows.unsqueeze(1) & columns)
-    return packed_bytes(len(rows) + len(columns) if by_lines else mask.numel(), 1)
+    whole = torch.equal(mask, rows.unsqueeze(1) & columns)
+    return torch.cat([rows, columns]) if whole else None

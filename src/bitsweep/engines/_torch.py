@@ -19,11 +19,11 @@ class TorchLinear(Packed):
     """``y = x @ w.T + bias``, bf16 in and out; a subclass holds the codes and multiplies.
 
     ``extra_columns``: zeros behind ``x``, for kernels that take columns by blocks. ``order``: the
-    columns of ``x`` as the codes have them.
+    columns of ``x`` as the codes have them, where they have another.
     """
 
-    order: Tensor | None
-    bias: Tensor | None
+    order: Tensor
+    bias: Tensor
 
     def __init__(
         self, weight: QuantTensor, bias: Tensor | None, order: Tensor | None = None
@@ -33,6 +33,8 @@ class TorchLinear(Packed):
         self.extra_columns = 0
         self.register_buffer("order", order)
         self.register_buffer("bias", None if bias is None else bias.detach().to(COMPUTE))
+        self.ordered = order is not None  # quicker to ask than whether a buffer is there
+        self.biased = bias is not None
 
     def multiply(self, x: Tensor) -> Tensor:
         """``x @ w.T``; ``x`` bf16 ``(rows, in + extra_columns)``, contiguous."""
@@ -40,12 +42,12 @@ class TorchLinear(Packed):
 
     def forward(self, input: Tensor) -> Tensor:
         x = input.reshape(-1, self.in_features)
-        if self.order is not None:
+        if self.ordered:
             x = x.index_select(1, self.order)
         if self.extra_columns:
             x = F.pad(x, (0, self.extra_columns))
         y = self.multiply(x.contiguous())
-        if self.bias is not None:
+        if self.biased:
             y = y + self.bias
         return y.reshape(*input.shape[:-1], self.out_features)
 

@@ -18,6 +18,7 @@ from bitsweep.engines.protocols import (
     counted,
     quantized_layers,
 )
+from bitsweep.linear import QuantEmbedding
 from bitsweep.models import Model
 
 
@@ -37,10 +38,16 @@ class Layerwise:
 
     @classmethod
     def plan(cls, kernels: Sequence[Kernel], model: Model) -> Layerwise:
-        """Each quantized layer of ``model`` to the first of ``kernels`` that executes it."""
-        assigned = {}
-        for name, layer in quantized_layers(model).items():
-            taker = next((k for k in kernels if takes(k, layer) is None), None)
+        """Each quantized layer of ``model`` to the first of ``kernels`` that executes it.
+
+        Embeddings, which all kernels look up alike, go to one that multiplies as well.
+        """
+        assigned: dict[str, Kernel] = {}
+        layers = quantized_layers(model)
+        for name in sorted(layers, key=lambda name: isinstance(layers[name], QuantEmbedding)):
+            at_work = [k for k in kernels if k in assigned.values()]
+            asked = [*at_work, *kernels] if isinstance(layers[name], QuantEmbedding) else kernels
+            taker = next((k for k in asked if takes(k, layers[name]) is None), None)
             if taker is not None:
                 assigned[name] = taker
         return cls(kernels, assigned)

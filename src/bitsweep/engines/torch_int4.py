@@ -58,7 +58,7 @@ class Int4Linear(TorchLinear):
         super().__init__(weight, bias, weight.permutation)
         self.block, repeat = blocks(weight.spec, self.in_features)
         codes = weight.codes.int()
-        if self.order is not None:
+        if self.ordered:
             codes = codes[:, self.order]
         scale, zero = grid.affine(weight)
         pairs = torch.stack([scale, (8 - zero) * scale], dim=-1).repeat_interleave(repeat, dim=1)
@@ -66,12 +66,12 @@ class Int4Linear(TorchLinear):
         extra_rows = -self.out_features % ROWS
         codes = F.pad(codes, (0, self.extra_columns, 0, extra_rows))
         pairs = F.pad(pairs, (0, 0, 0, 0, 0, extra_rows))
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+        packed = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
         self.register_buffer("codes", packed)
         self.register_buffer("grid", pairs.transpose(0, 1).to(COMPUTE).contiguous())
 
     def multiply(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.codes, self.block, self.grid)
+        y: Tensor = torch._weight_int4pack_mm_for_cpu(x, self.codes, self.block, self.grid)
         return y if y.shape[1] == self.out_features else y[:, : self.out_features]
 
 

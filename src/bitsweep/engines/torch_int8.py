@@ -54,7 +54,7 @@ class Int8Linear(TorchLinear):
 
     codes: Tensor
     scale: Tensor
-    offset: Tensor | None
+    offset: Tensor
 
     def __init__(self, weight: QuantTensor, bias: Tensor | None) -> None:
         super().__init__(weight, bias)
@@ -64,13 +64,14 @@ class Int8Linear(TorchLinear):
         codes = (weight.codes.int() - 128).to(torch.int8)
         self.register_buffer("codes", F.pad(codes, (0, self.extra_columns)).contiguous())
         self.register_buffer("scale", scale.to(COMPUTE).contiguous())
-        self.register_buffer("offset", offset if offset.any() else None)
+        self.shifted = bool(offset.any())
+        self.register_buffer("offset", offset if self.shifted else None)
 
     def multiply(self, x: Tensor) -> Tensor:
         if x.data_ptr() % ALIGNMENT:
             x = x.clone()
-        y: Tensor = torch.ops.aten._weight_int8pack_mm(x, self.codes, self.scale)
-        if self.offset is not None:
+        y = torch._weight_int8pack_mm(x, self.codes, self.scale)
+        if self.shifted:
             total = x.sum(dim=1, keepdim=True, dtype=torch.float32)
-            y = torch.addcmul(y.float(), total, self.offset).to(COMPUTE)
+            y = torch.addcmul(y, total, self.offset).to(COMPUTE)
         return y
