@@ -102,8 +102,9 @@ def containers() -> dict[str, type[Container]]:
     for name in names():
         module = _module(name)
         title = _title(module.__name__.rpartition(".")[2])
-        if hasattr(module, title):
-            found[name] = cast(type[Container], getattr(module, title))
+        own = getattr(module, title, None)  # not one that it imports, as an engine's class
+        if own is not None and own.__module__ == module.__name__:
+            found[name] = cast(type[Container], own)
     return found
 
 
