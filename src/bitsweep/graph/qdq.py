@@ -30,6 +30,8 @@ from bitsweep.tensor import QuantTensor
 
 WIDTHS = (4, 8)
 
+Made = Callable[[], torch.Tensor]
+
 
 def fill(graph: ir.Model, model: Model) -> None:
     """Fill the holes of ``graph``; only after :func:`refuses` said None of ``model``."""
@@ -103,7 +105,7 @@ class Filler:
         arguments = [self.codes(quant, rows_first=tied), *self.grid(tape, quant, rows_first=tied)]
         along = 1 if tied else 0
         attributes = {"axis": along, "block_size": quant.spec.group_size}
-        if weights.whole(quant):
+        if weights.single(quant):
             attributes = {"axis": 1 - along}
         w = tape.op("DequantizeLinear", arguments, attributes)
         if tied:
@@ -113,7 +115,7 @@ class Filler:
     def lookup(self, tape: ir.tape.Tape, ids: ir.Value, quant: QuantTensor) -> ir.Value:
         """Rows ``ids`` ``(batch, new)`` of an embedding, ``(batch, new, width)`` float32."""
         scale = self.scale(tape, quant, rows_first=True)
-        scale = self.of_columns(tape, tape.op("Gather", [scale, ids], {"axis": 0}), quant)
+        scale = self.of_columns(tape, self.gathered(tape, scale, ids), quant)
         codes = self.rows(tape, ids, quant, "codes", quant.shape[1])
         if quant.spec.symmetric:
             zero = weights.constant(self.graph, "eight", torch.tensor(8.0))
@@ -132,35 +134,43 @@ class Filler:
         """The rows ``ids`` of the codes or zeros as float32; of 4 bits from 0 up."""
         made = (lambda: weights.codes(quant)) if what == "codes" else self.params(quant, "zero")
         if quant.spec.bits == 8:
-            found = tape.op("Gather", [self.integers(quant, what, made, columns), ids], {"axis": 0})
+            found = self.gathered(tape, self.integers(quant, what, made, columns), ids)
             return tape.op("Cast", [found], {"to": ir.DataType.FLOAT})
         name = f"{self.owner(quant)}.{what}.bytes"
         shape = (quant.shape[0], (columns + 1) // 2)
         stored = weights.initializer(
             self.graph, name, shape, ir.DataType.UINT8, lambda: weights.halves(made())
         )
-        both = tape.op("Gather", [stored, ids], {"axis": 0})
+        both = self.gathered(tape, stored, ids)
         fifteen = weights.constant(self.graph, "15", torch.tensor(15, dtype=torch.uint8))
         four = weights.constant(self.graph, "4", torch.tensor(4, dtype=torch.uint8))
-        last = weights.constant(self.graph, "last", torch.tensor([-1]))
+        last = self.constant("last", [-1])
         low = tape.op("BitwiseAnd", [both, fifteen])
         high = tape.op("BitShift", [both, four], {"direction": "RIGHT"})
         halves = [tape.op("Unsqueeze", [half, last]) for half in (low, high)]
-        joined = weights.constant(self.graph, "joined", torch.tensor([0, 0, -1]))
+        joined = self.constant("joined", [0, 0, -1])
         found = tape.op("Reshape", [tape.op("Concat", halves, {"axis": -1}), joined])
         if columns % 2:
-            start, end = (
-                weights.constant(self.graph, f"at.{n}", torch.tensor([n])) for n in (0, columns)
-            )
+            start, end = (self.constant(f"at.{n}", [n]) for n in (0, columns))
             found = tape.op("Slice", [found, start, end, last])
         if what == "codes" and quant.spec.symmetric:  # signed halves: -8 is 1000, 7 is 0111
             eight = weights.constant(self.graph, "8", torch.tensor(8, dtype=torch.uint8))
             found = tape.op("BitwiseXor", [found, eight])
         return tape.op("Cast", [found], {"to": ir.DataType.FLOAT})
 
+    def gathered(self, tape: ir.tape.Tape, table: ir.Value, ids: ir.Value) -> ir.Value:
+        """The rows ``ids`` of a table, ``(batch, new, columns)``; of a vector one column."""
+        found = tape.op("Gather", [table, ids], {"axis": 0})
+        if table.shape is not None and len(table.shape) > 1:
+            return found
+        return tape.op("Unsqueeze", [found, self.constant("last", [-1])])
+
+    def constant(self, name: str, values: list[int]) -> ir.Value:
+        return weights.constant(self.graph, name, torch.tensor(values))
+
     def of_columns(self, tape: ir.tape.Tape, groups: ir.Value, quant: QuantTensor) -> ir.Value:
-        """``(..., groups)`` repeated for each column, or ``(..., 1)``."""
-        if weights.whole(quant):
+        """``(..., groups)`` repeated for each column, unless there is one for all."""
+        if weights.single(quant):
             return groups
         size, columns = weights.size(quant), quant.shape[1]
         index = weights.constant(self.graph, f"{columns}.by.{size}", torch.arange(columns) // size)
@@ -173,27 +183,21 @@ class Filler:
         if not quant.spec.symmetric:
             zero = self.params(quant, "zero")
             values.append(self.integers(quant, "zero", zero, groups, rows_first))
-        if weights.whole(quant):  # one for each row: a vector
-            shape = weights.constant(self.graph, "flat", torch.tensor([-1]))
-            values = [tape.op("Reshape", [value, shape]) for value in values]
         return values
 
     def scale(self, tape: ir.tape.Tape, quant: QuantTensor, rows_first: bool) -> ir.Value:
         """``(rows, groups)`` or its transpose as float32."""
         groups, stored = quant.spec.groups(quant.shape[1]), quant.params["scale"].dtype
-        made = self.params(quant, "scale")
-        value = weights.initializer(
-            self.graph,
-            f"{self.owner(quant)}.scale",
-            (quant.shape[0], groups) if rows_first else (groups, quant.shape[0]),
-            weights.KINDS[stored],
-            made if rows_first else lambda: made().T,
-        )
+        shape, made = self.laid(quant, self.params(quant, "scale"), groups, rows_first)
+        name, kind = f"{self.owner(quant)}.scale", weights.KINDS[stored]
+        value = weights.initializer(self.graph, name, shape, kind, made)
         if stored == torch.float32:
             return value
-        return tape.op("Cast", [value], {"to": ir.DataType.FLOAT})
+        cast = tape.op("Cast", [value], {"to": ir.DataType.FLOAT})
+        cast.shape, cast.dtype = value.shape, ir.DataType.FLOAT
+        return cast
 
-    def params(self, quant: QuantTensor, name: str) -> Callable[[], torch.Tensor]:
+    def params(self, quant: QuantTensor, name: str) -> Made:
         return lambda: weights.params(quant, name)
 
     def codes(self, quant: QuantTensor, rows_first: bool) -> ir.Value:
@@ -204,19 +208,24 @@ class Filler:
         self,
         quant: QuantTensor,
         what: str,
-        made: Callable[[], torch.Tensor],
+        made: Made,
         columns: int,
         rows_first: bool = True,
     ) -> ir.Value:
         """``made()`` ``(rows, columns)``, or its transpose, of the codes' own type."""
         kinds = weights.SIGNED if quant.spec.symmetric else weights.UNSIGNED
-        return weights.initializer(
-            self.graph,
-            f"{self.owner(quant)}.{what}",
-            (quant.shape[0], columns) if rows_first else (columns, quant.shape[0]),
-            kinds[int(quant.spec.bits)],
-            made if rows_first else lambda: made().T,
-        )
+        shape, made = self.laid(quant, made, columns, rows_first)
+        name, kind = f"{self.owner(quant)}.{what}", kinds[int(quant.spec.bits)]
+        return weights.initializer(self.graph, name, shape, kind, made)
+
+    def laid(
+        self, quant: QuantTensor, made: Made, columns: int, rows_first: bool
+    ) -> tuple[tuple[int, ...], Made]:
+        """``made`` ``(rows, columns)`` as it is, transposed, or one column as a vector."""
+        rows = quant.shape[0]
+        if columns == 1:
+            return (rows,), lambda: made().reshape(-1)
+        return ((rows, columns), made) if rows_first else ((columns, rows), lambda: made().T)
 
     def order(self, quant: QuantTensor, back: bool) -> ir.Value:
         """The columns as their groups have them, or where each of those went."""

@@ -110,6 +110,11 @@ def size(quant: QuantTensor) -> int:
     return quant.shape[1] if whole(quant) else quant.spec.group_size
 
 
+def single(quant: QuantTensor) -> bool:
+    """Whether a row has one group."""
+    return quant.spec.groups(quant.shape[1]) == 1
+
+
 def whole(quant: QuantTensor) -> bool:
-    """Whether a row has one scale."""
+    """Whether the spec says one group a row, or one for all rows."""
     return quant.spec.group_size in (PER_CHANNEL, PER_TENSOR)
