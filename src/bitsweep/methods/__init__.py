@@ -105,7 +105,7 @@ def finite_weight(model: Model, name: str) -> Tensor:
         UserError: it holds NaN or infinity (``model.path``).
     """
     weight = model.weight(name).detach().float()
-    quick = bool(weight.sum().isfinite())  # a tenth of the time; it may overflow, then all are asked
+    quick = bool(weight.sum().isfinite())  # it may overflow, then all are asked
     if not quick and not bool(torch.isfinite(weight).all()):
         raise UserError(
             f"model.path={model.source.path}: {name} has weights that are NaN or infinite; "
