@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,7 +41,7 @@ SMALL = "shape/tiny"
 
 
 @pytest.fixture(autouse=True)
-def _tiny_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _tiny_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shape that is made in no time, beside the shipped ones: ``shape:tiny``."""
     known = shapes.names()
     values = {"vocab_size": 384, "hidden_size": 128, "intermediate_size": 256}
@@ -51,7 +50,6 @@ def _tiny_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     file = tmp_path / "tiny.json"
     file.write_text(json.dumps(values), encoding="utf-8")
     monkeypatch.setattr(shapes, "names", lambda: {**known, "tiny": file})
-    yield
 
 
 def source(name: str, **options: object) -> ModelSource:
