@@ -44,7 +44,10 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
 
-The weights are unpacked at the first forward pass. bitsweep measures these files with
+The weights are unpacked at the first forward pass. Packed weights with zero points
+(`"symmetric": false`) are opened so by compressed-tensors 0.19, not by 0.20, which takes
+`quantization_config=CompressedTensorsConfig(dequantize=True)` (from transformers) and computes the
+weights in the dtype of their scales. bitsweep measures these files with
 `bitsweep run model.path=FOLDER method=full_precision`.
 """
 
@@ -52,7 +55,10 @@ PACKED = "pack-quantized"
 BYTES = "int-quantized"
 MIXED = "mixed-precision"
 SCALES = {"float16": torch.float16, "float32": torch.float32}
-UNITS = {"linear": "Linear", "embedding": "Embedding"}
+UNITS = {"linear": "Linear"}
+"""The library's classes of our kinds of layer. It packs embeddings as well, but transformers 5.23
+can not open such a model: it asks the embedding for a weight before that is unpacked."""
+
 WORD = 32
 
 
@@ -65,7 +71,8 @@ class CompressedTensors:
         weight = spec.weight
         reason = None
         if layer.kind not in UNITS:
-            reason = f"is a {layer.kind}, and the library knows Linear and Embedding only"
+            kind = {"conv1d": "a Conv1D", "embedding": "an embedding"}[layer.kind]
+            reason = f"{kind}: transformers opens linear layers only; rules can keep it"
         elif weight.format != "int":
             reason = f"format={weight.format}: its integers only; use format=int"
         elif weight.zero != "integer":
@@ -121,7 +128,7 @@ class CompressedTensors:
         scale, zero = own["weight_scale"], own.get("weight_zero_point")
         if scale.dtype != SCALES[weight.scale_dtype]:
             raise UserError(
-                f"model.path: {layer}.weight_scale is {scale.dtype}; bitsweep reads scales in "
+                f"{layer}.weight_scale is {scale.dtype}; bitsweep reads scales in "
                 f"{weight.scale_dtype} here"
             )
         if "weight" in own:
@@ -140,6 +147,14 @@ class CompressedTensors:
         alike: dict[LayerSpec, list[str]] = {}
         for name, spec in plan.layers.items():
             alike.setdefault(spec, []).append(name)
+        zeros = [spec for spec in alike if _format(int(spec.weight.bits), spec.input) == PACKED]
+        zeros = [spec for spec in zeros if not spec.weight.symmetric]
+        if zeros and len(alike) > 1:
+            raise UserError(
+                f"--to {self.name}: {zeros[0]} beside {len(alike) - 1} other kinds of layers: "
+                "with packed zeros among them transformers 5.23 reads all as the first kind; "
+                "use symmetric=true"
+            )
         groups, ours = {}, {}
         for number, (spec, names) in enumerate(alike.items()):
             groups[f"group_{number}"] = {
@@ -201,11 +216,11 @@ def unpack_rows(words: Tensor, bits: int, columns: int) -> Tensor:
 
 
 def _signed(codes: Tensor, bits: int) -> Tensor:
-    return (codes.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
+    return (codes - 2 ** (bits - 1)).view(torch.int8)  # uint8 wraps: what int8 calls negative
 
 
 def _unsigned(codes: Tensor, bits: int) -> Tensor:
-    return (codes.to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8)
+    return codes.contiguous().view(torch.uint8) + 2 ** (bits - 1)
 
 
 def _format(bits: int, inputs: InputSpec | None) -> str:
@@ -258,10 +273,10 @@ def _check(config: Mapping[str, Any]) -> None:
     }
     for key in beyond:
         if config.get(key):
-            raise UserError(f"model.path: quantization_config.{key} is set, which bitsweep can not")
+            raise UserError(f"quantization_config.{key} is set, which bitsweep does not read")
     if config.get("quantization_status", "compressed") != "compressed":
         raise UserError(
-            f"model.path: quantization_status={config['quantization_status']}: its weights are "
+            f"quantization_config.quantization_status={config['quantization_status']}: its weights are "
             "not packed; bitsweep reads compressed ones"
         )
 
@@ -269,7 +284,7 @@ def _check(config: Mapping[str, Any]) -> None:
 def _spec(name: str, group: Mapping[str, Any], ours: Mapping[str, Any]) -> LayerSpec:
     def unknown(what: str) -> UserError:
         return UserError(
-            f"model.path: quantization_config.config_groups.{name}.{what} is not what bitsweep "
+            f"quantization_config.config_groups.{name}.{what} is not what bitsweep "
             "reads: integers of 2 to 8 bits, per group, channel or tensor, inputs dynamic"
         )
 
