@@ -113,6 +113,8 @@ def _container(found: Files, path: str, layers: Mapping[str, Layer]) -> tuple[Co
     container = kinds[name]()
     try:
         return container, container.plan(config, layers)
+    except UserError as reason:
+        raise UserError(f"model.path={path}: quantized already; {reason}") from reason
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"model.path={path}: its {KEY} of {name} is not sound "
