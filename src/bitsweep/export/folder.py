@@ -87,7 +87,7 @@ class Written:
     size: Size
 
 
-def refuses(model: Model, name: str) -> str | None:
+def against(model: Model, name: str) -> str | None:
     """Why ``model``, quantized, can not leave in the format ``name``, naming what, or None.
 
     Raises:
@@ -120,7 +120,7 @@ def write(
     Raises:
         UserError: the format can not say it, or ``out`` is taken.
     """
-    reason = refuses(model, name)
+    reason = against(model, name)
     if reason is not None:
         raise UserError(f"--to {name}: {reason}")
     found = files.locate(model.source, True, Artifacts(None))
