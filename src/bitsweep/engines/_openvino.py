@@ -15,6 +15,7 @@ import contextlib
 import importlib
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,8 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitsweep.engines import grid
-from bitsweep.engines.protocols import lacking
+from bitsweep.engines.protocols import lacking, quantized_layers
 from bitsweep.graph import tracing
 from bitsweep.linear import QuantEmbedding, QuantLinear
 from bitsweep.models import Model
@@ -67,20 +67,69 @@ def convert(model: Model, last_only: bool) -> Any:
     the cache is the state of whoever infers, empty at first and after ``reset_state``. A layer's
     operator has the layer's name.
     """
-    import onnx_ir as ir
-
     core, layers = library().Core(), Layers(model)
     extension = importlib.import_module("openvino.frontend.onnx").ConversionExtension
     for kind, put in (("Linear", layers.linear), ("Embedding", layers.embedding)):
         core.add_extension(extension(kind, tracing.DOMAIN, put))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        ir.save(tracing.trace(model, last_only), path, external_data="weights")
-        found = core.read_model(path)  # maps the file, which lives on without a name
+    found = core.read_model(traced(model, last_only).path)
     for name, node in layers.operators.items():  # the frontend named them after their holes
         node.set_friendly_name(name)
     remember(found)
     return found
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A trace as files, and what it was made of. No codes are in it."""
+
+    path: Path
+    holes: tuple[str, ...]
+    last_only: bool
+    tensors: tuple[tuple[Tensor, int], ...]
+    folder: tempfile.TemporaryDirectory[str]
+
+    @classmethod
+    def of(cls, model: Model, last_only: bool) -> Trace:
+        import onnx_ir as ir
+
+        folder = tempfile.TemporaryDirectory(prefix="bitsweep-")  # goes with this object
+        path = Path(folder.name) / "model.onnx"
+        ir.save(tracing.trace(model, last_only), path, external_data="weights")
+        return cls(path, _holes(model), last_only, _tensors(model), folder)
+
+    def fits(self, model: Model, last_only: bool) -> bool:
+        """Whether ``model`` has the same tensors, unchanged, and the same holes."""
+        mine, other = self.tensors, _tensors(model)
+        return (self.last_only, self.holes, len(mine)) == (
+            last_only,
+            _holes(model),
+            len(other),
+        ) and all(a is b and then == now for (a, then), (b, now) in zip(mine, other, strict=True))
+
+
+def traced(model: Model, last_only: bool) -> Trace:
+    """The trace of ``model``, that of the model before it where that had the same layers.
+
+    Tracing costs 2 to 3 s for each decoder block, and the points of a sweep differ in codes.
+    """
+    if not _latest or not _latest[0].fits(model, last_only):
+        _latest[:] = [Trace.of(model, last_only)]
+    return _latest[0]
+
+
+_latest: list[Trace] = []
+"""None or one."""
+
+
+def _holes(model: Model) -> tuple[str, ...]:
+    """Names of the quantized layers, and the architecture around them."""
+    return (repr(model.module.config), *quantized_layers(model))
+
+
+def _tensors(model: Model) -> tuple[tuple[Tensor, int], ...]:
+    """Parameters and buffers, each with how often it was written to."""
+    every = [*model.module.parameters(), *model.module.buffers()]
+    return tuple((each, 0 if each.is_inference() else each._version) for each in every)
 
 
 class Layers:
@@ -144,19 +193,19 @@ def dequantized(quant: QuantTensor) -> Node:
     inner = (groups, columns // groups) if groups > 1 else (columns,)
     params = (rows, groups, 1) if groups > 1 else (rows, 1)
     codes = quant.codes if quant.permutation is None else quant.codes[:, quant.permutation]
-    scale, zero = grid.affine(quant)
     kind = "i" if signed(spec) else "u"
     if kind == "i":
         codes = codes ^ 2 ** int(spec.bits - 1)  # from 0 up -> two's complement
     weight = ops.convert(integers(codes, f"{kind}{spec.bits:g}", (rows, *inner)), "f32")
     if kind == "u":
+        zero = quant.params["zero"].expand(rows, groups).reshape(params).contiguous()
         if spec.zero == "integer":
-            shift = integers(zero.to(torch.uint8), f"u{spec.bits:g}", params)
+            shift = integers(zero, f"u{spec.bits:g}", params)
         else:
-            shift = ops.constant(zero.half().reshape(params).numpy())
+            shift = ops.constant(zero.numpy())
         weight = ops.subtract(weight, ops.convert(shift, "f32"))
-    stored = scale.to(quant.params["scale"].dtype).reshape(params)
-    weight = ops.multiply(weight, ops.convert(ops.constant(stored.numpy()), "f32"))
+    scale = quant.params["scale"].expand(rows, groups).reshape(params).contiguous()
+    weight = ops.multiply(weight, ops.convert(ops.constant(scale.numpy()), "f32"))
     if groups > 1:
         weight = ops.reshape(weight, ops.constant(np.array([rows, columns])), False)
     return weight

@@ -129,13 +129,17 @@ def compiled_for(graph: Any, model: Model, compute: torch.dtype) -> Any:
     Raises:
         RuntimeError: a quantized layer runs with dequantized weights after all.
     """
-    inputs = [input_spec(layer) for layer in quantized_layers(model).values()]
-    group = next((spec.quant.group_size for spec in inputs if spec is not None), 0)
-    compiled = _compiled(graph, compute, group)
+    compiled = _compiled(graph, compute, input_group(model))
     dense = set(quantized_layers(model)) - executed(compiled)
     if dense:
         raise RuntimeError(f"OpenVINO dequantized {counted(sorted(dense), 'layer')}")
     return compiled
+
+
+def input_group(model: Model) -> int:
+    """Numbers of a token that share a scale; 0 where inputs float."""
+    inputs = [input_spec(layer) for layer in quantized_layers(model).values()]
+    return next((spec.quant.group_size for spec in inputs if spec is not None), 0)
 
 
 def _compiled(graph: Any, compute: torch.dtype, group: int) -> Any:
