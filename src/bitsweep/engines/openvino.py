@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,8 +57,8 @@ FLIPS = 1e-3
 class Openvino:
     """The whole model in OpenVINO's CPU plugin, float32."""
 
-    name: ClassVar[str] = "openvino"
-    COMPUTE: ClassVar[torch.dtype] = torch.float32
+    name = "openvino"
+    COMPUTE = torch.float32
 
     def missing(self) -> str | None:
         return _openvino.missing()

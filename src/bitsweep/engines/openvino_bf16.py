@@ -8,8 +8,6 @@ dequantized when the plugin loads them; those layers are refused.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 
 from bitsweep.engines.openvino import Openvino
@@ -20,8 +18,8 @@ from bitsweep.tensor import QuantTensor
 class OpenvinoBf16(Openvino):
     """The whole model in OpenVINO's CPU plugin, bfloat16, keys and values too."""
 
-    name: ClassVar[str] = "openvino_bf16"
-    COMPUTE: ClassVar[torch.dtype] = torch.bfloat16
+    name = "openvino_bf16"
+    COMPUTE = torch.bfloat16
 
     def beyond(self, inputs: InputSpec, weight: QuantTensor) -> str | None:
         return f"inputs of {inputs}: in bf16 it leaves inputs floating; see engine=openvino"
