@@ -5,9 +5,10 @@
 Writes ``results/roundtrip/``: ``roundtrip.csv`` with all numbers, ``README.md`` with the table.
 Perplexity is of the same windows everywhere. ``ours`` is the ``dense`` engine on the point that was
 exported; ``bitsweep`` the folder loaded by ``model.path=``; the others know nothing of bitsweep
-(``roundtrip_readers.py``), each in a process of its own. GPTQModel and optimum, which transformers
-needs for its files, live in environments of their own, ``gptqmodel`` and ``gptq_hf`` below
-``$BITSWEEP_PEERS``; without them their columns say so.
+(``roundtrip_readers.py``), each in a process of its own. Some live in environments of their own
+below ``$BITSWEEP_PEERS``, as ``benchmarks/parity`` makes them: ``gptqmodel``; ``gptq_hf``, the same
+with ``optimum``, which transformers needs for its files; ``llmcompressor``, with
+compressed-tensors 0.19. Without them their columns say so.
 """
 
 from __future__ import annotations
@@ -58,20 +59,39 @@ SETTINGS: dict[str, list[str]] = {
     "w8": ["bits=8", "group_size=-1"],
     "gptq w4g32, act_order": [*ACT_ORDER, "bits=4", "group_size=32"],
     "w8a8": ["bits=8", "group_size=-1", "symmetric=true", "input.bits=8", "input.symmetric=true"],
-    "w4g32, edges w8": ["policy=edges_8bit", "bits=4", "group_size=32"],
+    "w4a8g32, narrow": [
+        "bits=4",
+        "group_size=32",
+        "symmetric=true",
+        "input.bits=8",
+        "input.format=narrow",
+        "input.group_size=32",
+        "input.symmetric=true",
+    ],
+    "w4g32-sym, edges w8": ["policy=edges_8bit", "bits=4", "group_size=32", "symmetric=true"],
     "by_role w4g32": ["policy=by_role", "bits=4", "group_size=32"],
-    "w4g32, head w8": [HEAD, "+policy.untie=true", "bits=4", "group_size=32"],
+    "w4g32-sym, head w8": [
+        HEAD,
+        "+policy.untie=true",
+        "bits=4",
+        "group_size=32",
+        "symmetric=true",
+    ],
 }
 COMMON = ["tracker=none", "probes=quick", "misfit=per_channel"]
 
 RUNTIMES: dict[str, list[str]] = {
-    "compressed-tensors": ["transformers"],
+    "compressed-tensors": ["transformers", "transformers-0.19"],
     "hf-dense": ["transformers"],
     "gptq": ["transformers", "gptqmodel"],
     "onnx": ["onnxruntime-f32", "onnxruntime"],
     "openvino": ["openvino-f32", "openvino"],
 }
-PEERS = {("gptq", "transformers"): "gptq_hf", ("gptq", "gptqmodel"): "gptqmodel"}
+PEERS = {
+    ("compressed-tensors", "transformers-0.19"): "llmcompressor",
+    ("gptq", "transformers"): "gptq_hf",
+    ("gptq", "gptqmodel"): "gptqmodel",
+}
 
 
 @dataclass
@@ -221,22 +241,23 @@ def ask(runtime: str, format: str, jobs: list[tuple[Row, Path, Path]], work: Pat
         for i, (_, folder, tokens) in enumerate(jobs)
     ]
     (work / "jobs.json").write_text(json.dumps(listed))
-    (work / "answers.json").unlink(missing_ok=True)
+    (work / "answers.jsonl").unlink(missing_ok=True)
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "GPTQMODEL_CPU_WORKERS": "2"}
+    variables["TORCHDYNAMO_DISABLE"] = "1"  # GPTQModel compiles each kind of layer, for minutes
     variables.pop("PYTHONPATH", None)
     with (work / f"{runtime}.log").open("a") as log:
         subprocess.run(
-            [python, READERS, runtime, "jobs.json", "answers.json"],
+            [python, READERS, runtime, "jobs.json", "answers.jsonl"],
             cwd=work, env=variables, stdout=log, stderr=log, check=False,
         )  # fmt: skip
-    if not (work / "answers.json").exists():
-        last = (work / f"{runtime}.log").read_text().strip().splitlines()[-1:]
-        raise RuntimeError(f"{runtime} ended: {last}")
-    for answer in json.loads((work / "answers.json").read_text()):
-        row = jobs[int(answer["id"])][0]
-        if "ppl" in answer:
-            row.ppl[runtime] = answer["ppl"]
-        row.notes[runtime] = answer.get("note") or answer["error"]
+    for row, _, _ in jobs:
+        row.notes[runtime] = "its process ended before"
+    if (work / "answers.jsonl").exists():
+        for answer in map(json.loads, (work / "answers.jsonl").read_text().splitlines()):
+            row = jobs[int(answer["id"])][0]
+            if "ppl" in answer:
+                row.ppl[runtime] = answer["ppl"]
+            row.notes[runtime] = answer.get("note") or answer["error"]
 
 
 def save(rows: Iterable[Row], folder: Path) -> None:

@@ -19,6 +19,7 @@ QUANTIZES = ("onnxruntime", "openvino")
 BY = {
     "bitsweep": "bitsweep",
     "transformers": "transformers",
+    "transformers-0.19": "transformers 5.17, compressed-tensors 0.19",
     "gptqmodel": "GPTQModel",
     "onnxruntime-f32": "onnxruntime",
     "onnxruntime": "onnxruntime A8",

@@ -1,6 +1,6 @@
 """Perplexity of exported folders by runtimes that know nothing of bitsweep, for ``roundtrip.py``.
 
-    python roundtrip_readers.py RUNTIME jobs.json answers.json
+    python roundtrip_readers.py RUNTIME jobs.json answers.jsonl
 
 A job is ``{"id", "folder", "tokens"}``, tokens a ``.npy`` of windows int64 ``(n, window)``; its
 answer is ``{"ppl", "note"}`` or ``{"error"}``. Each runtime is asked as its documentation says,
@@ -49,16 +49,31 @@ def _torch(module: Any) -> Logits:
 
 
 def transformers(folder: Path) -> tuple[Logits, str]:
-    """``AutoModelForCausalLM.from_pretrained(folder)``; fails where a tensor was made up."""
-    from transformers import AutoModelForCausalLM
+    """``AutoModelForCausalLM.from_pretrained(folder)``; fails where a tensor was made up.
 
-    module, report = AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, output_loading_info=True
-    )
+    compressed-tensors 0.20 does not open what it packs itself, zero points; asked to dequantize
+    while it loads, it does.
+    """
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+    def load(**options: Any) -> tuple[Any, Any]:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, **options
+        )
+
+    said = ""
+    try:
+        module, report = load()
+    except RuntimeError as error:
+        config = json.loads((folder / "config.json").read_text()).get("quantization_config", {})
+        if "mismatch" not in str(error) or config.get("quant_method") != "compressed-tensors":
+            raise
+        module, report = load(quantization_config=CompressedTensorsConfig(dequantize=True))
+        said = ", dequantize=True"
     if report["missing_keys"]:
         raise RuntimeError(f"left random: {sorted(report['missing_keys'])[0]}")
     kinds = {type(child).__name__ for child in module.modules() if "Linear" in type(child).__name__}
-    return _torch(module.eval()), f"{'/'.join(sorted(kinds))}, {str(module.dtype)[6:]}"
+    return _torch(module.eval()), f"{'/'.join(sorted(kinds))}, {str(module.dtype)[6:]}{said}"
 
 
 def gptqmodel(folder: Path) -> tuple[Logits, str]:
@@ -146,6 +161,7 @@ def _openvino(options: dict[str, str]) -> Reader:
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 READERS: dict[str, Reader] = {
     "transformers": transformers,
+    "transformers-0.19": transformers,
     "gptqmodel": gptqmodel,
     "onnxruntime": _onnxruntime(None),
     "onnxruntime-f32": _onnxruntime("1"),
@@ -167,8 +183,9 @@ def answers(reader: Reader, jobs: list[dict[str, str]]) -> Iterator[dict[str, An
 
 def main() -> None:
     runtime, jobs, out = sys.argv[1:]
-    found = list(answers(READERS[runtime], json.loads(Path(jobs).read_text())))
-    Path(out).write_text(json.dumps(found, indent=1))
+    with Path(out).open("w") as file:
+        for answer in answers(READERS[runtime], json.loads(Path(jobs).read_text())):
+            print(json.dumps(answer), file=file, flush=True)
 
 
 if __name__ == "__main__":
