@@ -29,8 +29,8 @@ def test_tables_and_figures_come_again_byte_for_byte(folder: Path, tmp_path: Pat
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("tables", "figures"))
     report.write(copy)
     for kind in ("tables", "figures"):
-        committed = {path.name: path.read_bytes() for path in (folder / kind).iterdir()}
-        again = {path.name: path.read_bytes() for path in (copy / kind).iterdir()}
+        committed = {path.name: path.read_bytes() for path in (folder / kind).glob("*")}
+        again = {path.name: path.read_bytes() for path in (copy / kind).glob("*")}
         assert set(again) == set(committed)
         assert [name for name in again if again[name] != committed[name]] == []
 
