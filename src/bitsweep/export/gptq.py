@@ -83,8 +83,8 @@ class Gptq:
         rows, columns = layer.shape
         if layer.kind == "embedding":
             return (
-                "an embedding: these files would group it along its tokens, and ours run along "
-                "its width; keep it, as policy=uniform does where the head is not tied to it"
+                "an embedding: these files would group it along its tokens, ours runs along its "
+                "width; rules can keep it"
             )
         if spec.input is not None:
             return f"input.bits={spec.input.bits:g}: these files hold weights only; use 16"
