@@ -41,9 +41,9 @@ def test_perplexity_has_four_decimals(made):
 
 def test_a_point_without_an_engine_has_an_empty_cell_and_its_reason_below(made):
     latency = made["latency"]
-    assert cells(latency, "rtn", "w3g64")["decode ms"] == ""
+    assert cells(latency, "rtn", "w3g64")["decode ms [95 %]"] == ""
     assert any("rtn w3g64 uniform" in n and "no packed kernel runs 3" in n for n in latency.notes)
-    assert cells(latency, "rtn", "w8g64")["decode ms"] == "1.429"
+    assert cells(latency, "rtn", "w8g64")["decode ms [95 %]"] == "1.429"
 
 
 def test_refused_failed_and_merged_points_stand_below_with_their_reasons(made):

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from bitsweep.report import bars, heatmap, labels
+from bitsweep.report import bars, heatmap, labels, speedup
 from bitsweep.report.curves import Curve
 from bitsweep.report.frame import is_reference, references, whole
 from bitsweep.report.front import front
@@ -50,7 +50,11 @@ def draw(frame: pd.DataFrame, folder: Path, curves: Sequence[Curve] = ()) -> lis
     written = []
     style: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE}
     with matplotlib.rc_context(style):
-        for name, figure in (*figures(frame), *bars.figures(frame, curves)):
+        for name, figure in (
+            *figures(frame),
+            *bars.figures(frame, curves),
+            *speedup.figures(frame),
+        ):
             _settle(figure)
             for suffix, options in UNDATED.items():
                 path = folder / f"{name}.{suffix}"

@@ -17,6 +17,7 @@ import pandas as pd
 
 from bitsweep.errors import UserError
 from bitsweep.record import Metric, Record
+from bitsweep.report.timed import timings
 
 REFERENCE = "full_precision"
 HARDWARE = ("engine", "threads", "device")
@@ -49,7 +50,11 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
     rows = [_row(group, names, machines) for group in grouped.values()]
     rows.sort(key=_order)
     table = pd.DataFrame({name: _typed([r.get(name) for r in rows]) for name in _columns(rows)})
-    table.attrs = {"metrics": _meaning(records, machines), "signatures": signatures}
+    table.attrs = {
+        "metrics": _meaning(records, machines),
+        "signatures": signatures,
+        "timings": timings(records, names, {r.run_id: _engine(r) for r in records}),
+    }
     return table
 
 
@@ -153,7 +158,6 @@ def _row(group: Sequence[Record], names: dict[str, str], machines: Machines) -> 
         device, threads = hardware(record)
         suffix = machines.get((device, threads), "")
         if record.status != "ok":
-            row.setdefault("timing_reason", record.reason)
             continue
         if any(metric.value is not None for metric in record.metrics.values()):
             row[f"engine{suffix}"] = _engine(record)

@@ -15,12 +15,12 @@ from typing import Any
 
 import pandas as pd
 
-from bitsweep.report import labels, sensitivity
+from bitsweep.report import labels, latency, sensitivity
 from bitsweep.report.curves import Curve
 from bitsweep.report.figures import MARKERS, appearance, baseline
 from bitsweep.report.frame import is_reference, references
 from bitsweep.report.front import front
-from bitsweep.report.tables import change, heat, metrics, primary, speed_metric
+from bitsweep.report.tables import change, fronts, heat, metrics, primary, speed_metric
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SYMBOLS = dict(
@@ -40,6 +40,11 @@ TITLES = {
     "prefill_vs_fp32": "prefill speed, × fp32",
     "decode_tok_s": "tokens per second",
     "decode_ms": "decode, ms per token",
+    "decode_p99_ms": "99 % of decode steps below, ms",
+    "decode_mib": "weights read by a step, MiB",
+    "decode_of_bytes": "decode speed over the ratio of bytes",
+    "decode_of_bandwidth": "share of the memory's bandwidth",
+    "decode_cost_per_mtok": "cost of a million decoded tokens",
     "prefill_ms": "prefill, ms",
 }
 COSTS = ("file_mib", "bits_per_weight")
@@ -63,6 +68,7 @@ def render(
 
     content = payload(frame)
     content |= {"bars": _bars(frame), "curves": [asdict(curve) for curve in curves]}
+    content |= {"latency": _latency(frame)}
     content |= {"title": title, "question": question, "small": [*small], "merged": [*merged]}
     page = TEMPLATE.read_text(encoding="utf-8")
     for mark, text in (
@@ -177,6 +183,28 @@ def _bars(frame: pd.DataFrame) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _latency(frame: pd.DataFrame) -> dict[str, Any]:
+    """The table of times, a block for each model and shape; empty where nothing was timed."""
+    if not latency.blocks(frame):
+        return {"blocks": [], "heads": [], "left": [], "notes": []}
+    models = {block.name: block.model for block in latency.blocks(frame)}
+    made = latency.sheet(frame, [], fronts(frame, speed_metric(frame) or ""), [], [])
+    return {
+        "heads": made.heads,
+        "left": [side == "l" for side in made.align],
+        "blocks": [
+            {
+                "model": models[name],
+                "name": name,
+                "lines": [line.cells for line in lines],
+                "front": [line.bold for line in lines],
+            }
+            for name, lines in made.blocks()
+        ],
+        "notes": made.notes,
+    }
 
 
 def _change(row: labels.Row, metric: str, kind: str | None) -> str:

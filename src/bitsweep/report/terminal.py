@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from bitsweep.report import labels
+from bitsweep.report import labels, latency
 from bitsweep.report.tables import change, fronts, number, primaries, primary, speed_metric
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def show(report: Report, console: Console | None = None, next_command: str = "")
                 console.print(Text(f"{model}: {points} without a quality, in the tables"))
         elif any(row["front"] for row in own):
             console.print(_table(frame, own, model))
+        for table in _times(frame, model):
+            console.print(table)
     failed = [row for row in rows if row["status"] == "failed"]
     for reason, names in labels.by_reason(failed):
         console.print(Text(f"failed ({len(names)}): {', '.join(names)}: {reason}", style="red"))
@@ -63,6 +66,44 @@ def show(report: Report, console: Console | None = None, next_command: str = "")
         console.print(Text(f"front  {report.figures[0].with_suffix('.png')}"))
     console.print(Text(f"page   {report.page}"))
     console.print(Text(f"next   {next_command or f'bitsweep report {report.title}'}"))
+
+
+TIMES = (
+    latency.Cell("decode ms", "decode_ms"),
+    latency.Cell("× bf16", "decode_vs_bf16", 2),
+    latency.Cell("prefill ms", "prefill_ms"),
+    latency.Cell("× bf16", "prefill_vs_bf16", 2),
+)
+
+
+def _times(frame: pd.DataFrame, model: str) -> Iterator[Any]:
+    """The first shape, where the table of the front is not enough: several shapes, or none."""
+    from rich.table import Table
+    from rich.text import Text
+
+    blocks = [block for block in latency.blocks(frame) if block.model == model]
+    if not blocks or (len(blocks) == 1 and model in primaries(frame)):
+        return
+    table = Table(
+        title=Text(blocks[0].name),
+        caption=f"{len(blocks) - 1} more shapes are in the table" if len(blocks) > 1 else None,
+        title_justify="left",
+        caption_justify="left",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    table.add_column("method")
+    for head in ("weights", "engine"):
+        table.add_column(head, no_wrap=True)
+    for cell in TIMES:
+        table.add_column(cell.head, justify="right", no_wrap=True)
+    table.add_column("marks")
+    axes = labels.varying(frame)
+    for row, timed in blocks[0].rows:
+        told = [labels.method(row, axes), labels.weights(row), timed.engine]
+        told += [cell.show(timed.values) for cell in TIMES]
+        table.add_row(*(Text(text) for text in (*told, ", ".join(latency.marks(timed.values)))))
+    yield table
 
 
 def _table(frame: pd.DataFrame, rows: list[dict[str, Any]], model: str) -> Any:
