@@ -33,7 +33,7 @@ from bitsweep.probes.latency.statistics import (
     noise,
     numbers,
 )
-from bitsweep.probes.latency.traffic import of_module, step_bytes
+from bitsweep.probes.latency.traffic import of_graph, of_module, step_bytes
 from bitsweep.record import Measurement
 from bitsweep.spec import LayerSpec, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
@@ -318,10 +318,22 @@ def test_packed_bytes_are_those_that_run(llama: Model) -> None:
     assert engine is not None
     linear = [model.get(name) for name in model.layers if "embed" not in name]
     codes = sum(5 * layer.in_features * layer.out_features // 8 for layer in linear)
-    read = step_bytes(engine.build(model), 1)
+    read = step_bytes(engine.build(model), engine, model, 1)
     norms = sum(p.numel() * 2 for name, p in model.module.named_parameters() if "norm" in name)
     assert read is not None
     assert codes + norms < read < 1.1 * (codes + norms)
+
+
+def test_a_graph_reads_what_it_declares(llama: Model) -> None:
+    """Groups of 32: 4 bits a weight and for each group a zero of 4 and a scale of 32; everything
+    that is not quantized in 32 bits, of the embedding the row of one sequence."""
+    model = quantize(llama, QuantSpec(4, 32))
+    layers = [model.get(name) for name in model.layers]
+    sizes = [x.quant.shape.numel() * (4 + 36 / 32) / 8 for x in layers]
+    rows = [getattr(x, "num_embeddings", 1) for x in layers]
+    norms = sum(4 * p.numel() for p in model.module.parameters())
+    expected = norms + sum(size / n for size, n in zip(sizes, rows, strict=True))
+    assert of_graph(model, torch.float32, 1) == expected
 
 
 def test_bandwidth_is_measured_and_plausible() -> None:

@@ -71,8 +71,7 @@ def show(report: Report, console: Console | None = None, next_command: str = "")
 TIMES = (
     latency.Cell("decode ms", "decode_ms"),
     latency.Cell("× bf16", "decode_vs_bf16", 2),
-    latency.Cell("prefill ms", "prefill_ms"),
-    latency.Cell("× bf16", "prefill_vs_bf16", 2),
+    latency.Cell("prefill × bf16", "prefill_vs_bf16", 2),
 )
 
 

@@ -143,7 +143,7 @@ class Latency:
                 point = point or engine.build(model)
                 runners = self._runners(point, reference)
                 speed = turns.bandwidth(reference.artifacts, model.device)
-                found, details = self._measure(runners, model, shape, speed)
+                found, details = self._measure(engine, runners, model, shape, speed)
                 price = f"|price_per_hour:{self.price_per_hour}"
                 measurement.metrics += metrics(found, signature, shape.suffix(shapes[0]), price)
                 measurement.details.append({"engine": engine.name, **details})
@@ -178,7 +178,12 @@ class Latency:
         return {**found, AGAIN: found[null(found)]}
 
     def _measure(
-        self, runners: Mapping[str, Runner], model: Model, shape: Shape, speed: Bandwidth
+        self,
+        engine: Engine,
+        runners: Mapping[str, Runner],
+        model: Model,
+        shape: Shape,
+        speed: Bandwidth,
     ) -> tuple[dict[str, Interval | float], dict[str, Any]]:
         """Time ``shape``, again where the null comparison strays, and keep the calmest attempt."""
         ids = turns.tokens(model, shape.batch, shape.prompt + self.tokens)
@@ -190,8 +195,11 @@ class Latency:
             seen = {**watch.seen(), "noise": {k: round(v, 4) for k, v in strays.items()}}
             attempts.append((max(strays.values()), rounds, seen))
         _, rounds, seen = min(attempts, key=lambda attempt: attempt[0])
-        read = {name: step_bytes(each, shape.batch) for name, each in runners.items()}
-        known = {name: count for name, count in read.items() if count is not None}
+        known = {
+            name: count
+            for name, each in runners.items()
+            if (count := step_bytes(each, engine, model, shape.batch)) is not None
+        }
         context = Context(shape.batch, shape.prompt, known, speed.best, self.price_per_hour)
         details = {
             **asdict(shape),

@@ -5,27 +5,30 @@ zeros, the head, norms and biases in full, of embeddings the rows that are looke
 sequence. A tensor that several modules share is read once. Not counted are the key-value cache and
 activations: the same for all engines of one dtype, they grow with batch and prompt, so that at
 large ones a step reads more than this says, never less.
+
+Runtimes of whole graphs do not show what they hold. Theirs is what the graph declares: codes and
+zeros as they are stored, scales and everything else in the dtype that the engine computes in.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+import torch
 from torch import Tensor, nn
 
-from bitsweep.engines import Runner
+from bitsweep.engines import Engine, Runner
+from bitsweep.linear import QuantEmbedding, QuantLinear
+from bitsweep.models import Model
 
 
-def step_bytes(each: Runner, batch: int) -> int | None:
-    """Bytes that ``each`` reads in a step of ``batch`` sequences; None where it does not say.
-
-    A runner of a whole graph says it by a method ``step_bytes(batch)`` of its own.
+def step_bytes(each: Runner, engine: Engine, model: Model, batch: int) -> int | None:
+    """Bytes that ``each``, which ``engine`` made of ``model``, reads in a step of ``batch``
+    sequences; None of an engine that does not say what it computes in.
     """
-    known: Any = each
-    if hasattr(known, "step_bytes"):
-        return int(known.step_bytes(batch))
     module = getattr(each, "module", None)
-    return of_module(module, batch) if isinstance(module, nn.Module) else None
+    if isinstance(module, nn.Module):
+        return of_module(module, batch)
+    compute = getattr(engine, "COMPUTE", None)
+    return None if compute is None else of_graph(model, compute, batch)
 
 
 def of_module(module: nn.Module, batch: int) -> int:
@@ -41,6 +44,27 @@ def of_module(module: nn.Module, batch: int) -> int:
                 rows += batch * nbytes(tensor) // height
             else:
                 whole[_place(tensor)] = nbytes(tensor)
+    return sum(whole.values()) + rows
+
+
+def of_graph(model: Model, compute: torch.dtype, batch: int) -> int:
+    """The same for a graph that computes in ``compute``."""
+    whole: dict[int, int] = {}
+    rows = 0
+    for child in model.module.modules():
+        held = {
+            id(tensor): tensor.numel() * compute.itemsize
+            for tensor in child._parameters.values()
+            if tensor is not None
+        }
+        if isinstance(child, QuantLinear | QuantEmbedding):
+            stored = child.quant.nbytes()
+            stored["scale"] = child.quant.params["scale"].numel() * compute.itemsize
+            held[id(child.quant)] = sum(stored.values())
+        if hasattr(child, "num_embeddings"):
+            rows += batch * sum(held.values()) // child.num_embeddings
+        else:
+            whole |= held
     return sum(whole.values()) + rows
 
 
