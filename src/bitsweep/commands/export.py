@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from bitsweep.run import Prepared
 
 MIB = 2**20
+PARTS = {
+    "quantized": "quantized layers (shapes, whole words)",
+    "kept": "tensors that a transform changed, which the checkpoint's dtype can not hold",
+    "names": "names in the headers",
+}
+"""What a file may have beyond the bytes that were predicted."""
 
 
 def export(argv: list[str]) -> int:
@@ -173,6 +179,10 @@ def _write(
     from bitsweep.run import make, reshaped
 
     refuse_taken(out)
+    if prepared.source.random_weights:
+        raise UserError(
+            f"export: model={prepared.source.name} has random weights; give a checkpoint"
+        )
     if name in containers():  # said before anything is quantized
         from bitsweep import models
 
@@ -209,7 +219,12 @@ def _tell(written: Written) -> None:
     else:
         print(f"{line}, {100 * size.off:+.2f} % of the {size.predicted / MIB:.3f} predicted")
     if size.missed:
-        why = ", ".join(f"{name} {value / 1024:+.1f} KiB" for name, value in size.parts.items())
+        why = ", ".join(
+            f"{PARTS[name]} {value / 1024:+.1f} KiB" for name, value in size.parts.items()
+        )
         print(f"SIZE    off by more than 1 %: {why}")
-    print(f"next    bitsweep run model.path={shlex.quote(str(written.folder))} ", end="")
-    print("method=full_precision")
+    if written.readable:
+        shown = shlex.quote(str(written.folder))
+        print(f"next    bitsweep run model.path={shown} method=full_precision")
+    else:
+        print(f"next    {written.folder}/README.md says how to load it")

@@ -4,7 +4,9 @@ One file a format, found on disk: ``--to compressed-tensors`` is ``export/compre
 It has a :class:`Container` of that name (``CompressedTensors``), which says how checkpoint files
 hold quantized layers, a layer at a time, so that a checkpoint larger than memory is written shard
 by shard; or it is a :class:`Writer`, a module with ``refuses(model)`` and ``write(model, folder)``.
-``checkpoint.py`` makes the folder around either, whole or not at all.
+``checkpoint.py`` makes the folder around either, whole or not at all. A module's ``LOADING``
+(Markdown) tells the reader of the model card how transformers opens the files; without it the card
+quotes the module's docstring.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -12,27 +13,17 @@ import yaml
 from bitsweep.models import Model
 from bitsweep.record import Metric, Record
 
-TRANSFORMERS = """\
-```python
-# pip install transformers torch{extra}
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("FOLDER")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-```
-"""
-
 
 def card(
     model: Model, name: str, label: str, command: str, records: Sequence[Record], size: int
 ) -> str:
     """README.md of ``model`` exported in the format ``name``: ``size`` bytes of weights."""
-    base = _base(model)
+    base, checkpoint = _base(model), hasattr(_module(name), "LOADING")
     front = {
         "base_model": base,
         "base_model_relation": "quantized",
         "pipeline_tag": "text-generation",
-        "library_name": "transformers",
+        "library_name": "transformers" if checkpoint else name,
         "tags": ["bitsweep", "quantized", name],
     }
     plan = model.plan
@@ -60,13 +51,15 @@ def card(
         *[f"bitsweep export {record.run_id[:12]} --to {name}" for record in records[:1]],
         "```",
         "",
-        f"config.json names {model.source.dtype}, in which its numbers are computed; `dtype=` of "
-        "`from_pretrained` chooses another, which rounds the weights once more.",
-        "",
         "## Loading",
         "",
         _loading(name),
     ]
+    if checkpoint:
+        lines += [
+            f"config.json names {model.source.dtype}, in which its numbers are computed; `dtype=` "
+            "of `from_pretrained` chooses another, which rounds the weights once more.",
+        ]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -104,6 +97,12 @@ def _row(metric: Metric) -> list[str]:
 
 
 def _loading(name: str) -> str:
-    """What the format's own module says (``LOADING``, Markdown), else plain transformers."""
-    module: Any = importlib.import_module(f"bitsweep.export.{name.replace('-', '_')}")
-    return str(getattr(module, "LOADING", TRANSFORMERS.format(extra="")))
+    """What the format's own module says: ``LOADING``, Markdown, else what its files are."""
+    module = _module(name)
+    if hasattr(module, "LOADING"):
+        return str(module.LOADING)
+    return f"```\n{inspect.getdoc(module)}\n```\n"
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"bitsweep.export.{name.replace('-', '_')}")

@@ -198,7 +198,9 @@ class CompressedTensors:
 def pack_rows(codes: Tensor, bits: int) -> Tensor:
     """Codes uint8 ``(rows, n)`` as int32 ``(rows, ceil(n * bits / 32))``, each row by itself."""
     rows, columns = codes.shape
-    whole = F.pad(codes, (0, -columns % WORD))  # 32 codes fill whole words
+    whole = codes  # 32 codes fill whole words; a pad of nothing would be a copy
+    if columns % WORD:
+        whole = F.pad(codes, (0, -columns % WORD))
     words = pack(whole, bits).view(torch.int32).view(rows, -1)
     return words[:, : math.ceil(columns * bits / WORD)].contiguous()
 
@@ -276,8 +278,8 @@ def _check(config: Mapping[str, Any]) -> None:
             raise UserError(f"quantization_config.{key} is set, which bitsweep does not read")
     if config.get("quantization_status", "compressed") != "compressed":
         raise UserError(
-            f"quantization_config.quantization_status={config['quantization_status']}: its weights are "
-            "not packed; bitsweep reads compressed ones"
+            f"quantization_config.quantization_status={config['quantization_status']}: its weights "
+            "are not packed; bitsweep reads compressed ones"
         )
 
 

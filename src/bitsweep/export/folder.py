@@ -80,11 +80,12 @@ class Size:
 
 @dataclass(frozen=True)
 class Written:
-    """A folder that is in its place."""
+    """A folder that is in its place; ``readable`` says whether bitsweep can measure it."""
 
     folder: Path
     files: int
     size: Size
+    readable: bool
 
 
 def against(model: Model, name: str) -> str | None:
@@ -158,7 +159,8 @@ def write(
             "size": size.to_json(),
         }
         manifest = seal(folder, about, hashes)
-    return Written(out, len(manifest["files"]) + 1, size)
+    readable = any(file.endswith(".safetensors") for file in manifest["files"])
+    return Written(out, len(manifest["files"]) + 1, size, readable)
 
 
 def _checkpoint(

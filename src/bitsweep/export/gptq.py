@@ -45,6 +45,19 @@ from bitsweep.models import Layer
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, InputSpec, LayerSpec, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
 
+LOADING = """\
+```python
+# pip install gptqmodel, and for transformers optimum as well
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```
+
+GPTQModel opens the files by itself with `GPTQModel.load("FOLDER")`. bitsweep measures them with
+`bitsweep run model.path=FOLDER method=full_precision`.
+"""
+
 WIDTHS = (2, 3, 4, 8)
 GROUPS = (PER_CHANNEL, 16, 32, 64, 128, 256, 512, 1024)
 """``group_size`` that GPTQModel's loader takes (7.6); it stops at any other."""

@@ -17,6 +17,16 @@ from bitsweep.export import contents
 from bitsweep.export.checkpoint import SHARD_BYTES, Shards, stored_dtype
 from bitsweep.models import Model, files, skeleton
 
+LOADING = """\
+```python
+# pip install transformers torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```
+"""
+
 
 def refuses(model: Model) -> str | None:
     """Why ``model`` is more than its weights, naming what, or None."""
