@@ -22,7 +22,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -41,8 +41,8 @@ PAST, PRESENT = "past_key_values", "present"
 class Onnxruntime:
     """The whole model in ONNX Runtime's CPU provider, float32."""
 
-    name: ClassVar[str] = "onnxruntime"
-    COMPUTE: ClassVar[torch.dtype] = torch.float32
+    name = "onnxruntime"
+    COMPUTE = torch.float32
 
     def missing(self) -> str | None:
         modules = ("onnx", "onnxscript", "onnxruntime", "transformers.exporters")
