@@ -207,9 +207,9 @@ def graph_weights(model: Model, folder: Path) -> str:
     for name, module in model.module.named_modules():
         if isinstance(module, QuantLinear | QuantEmbedding) and f"{name}.scale" in found:
             quant = module.quant
-            scale = torch.tensor(numpy_helper.to_array(found[f"{name}.scale"]))
+            scale = torch.tensor(numpy_helper.to_array(found[f"{name}.scale"])).reshape(-1)
             mine = quant.params["scale"]
-            different += not (torch.equal(scale, mine.T) or torch.equal(scale, mine))
+            different += not any(torch.equal(scale, one.reshape(-1)) for one in (mine.T, mine))
             if f"{name}.codes" not in found:
                 continue
             codes = numpy_helper.to_array(found[f"{name}.codes"]).astype(np.int16)
