@@ -51,7 +51,7 @@ def refuses(model: Model) -> str | None:
     for name, layer in layers.items():
         reason = misfit(layer.quant.spec)
         if reason is None and isinstance(layer, QuantLinear):
-            reason = inputs.refuses(layer)
+            reason = inputs.refuses(layer) or _misfused(layer)
         if reason is not None:
             return f"{name}: {reason}"
     return None
@@ -66,6 +66,14 @@ def misfit(spec: QuantSpec) -> str | None:
     if spec.zero != "integer" and not spec.symmetric:
         return f"zero={spec.zero}: ONNX's zero points are codes"
     return None
+
+
+def _misfused(layer: QuantLinear) -> str | None:
+    """Why onnxruntime 1.31 would fail on the layer, whose integers it multiplies, or None."""
+    asked = inputs.spec_of(layer)
+    if asked is None or asked.per == "token" or weights.single(layer.quant):
+        return None
+    return f"inputs a{asked} with weights in groups: onnxruntime fuses these wrongly"
 
 
 class Filler:

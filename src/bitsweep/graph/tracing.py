@@ -121,7 +121,7 @@ def _example(module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     The cache comes from a forward through the holes, so its shapes are the model's own.
     """
     batch, past, new = 2, 5, 3
-    cache = DynamicCache(config=module.config)
+    cache = DynamicCache()  # with a configuration, layers of a sliding window forget their past
     with torch.no_grad():
         module(torch.zeros(batch, past, dtype=torch.int64), past_key_values=cache, use_cache=True)
     inputs = {
