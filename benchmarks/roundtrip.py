@@ -1,8 +1,9 @@
 """Every export format, written, read back and evaluated by every runtime that reads it.
 
-    python benchmarks/roundtrip.py [--models reference stories3M] [--formats gptq] [--tokens 4096]
+    python benchmarks/roundtrip.py [--models reference stories3M] [--formats gptq] [--tokens 2048]
 
-Writes ``results/roundtrip/``: ``roundtrip.csv`` with all numbers, ``README.md`` with the table.
+Writes ``results/roundtrip/``: ``roundtrip.csv`` and ``.json`` with all numbers, ``README.md`` with
+the table. ``--keep FILE.json`` takes over the rows of an earlier run that this one does not make.
 Perplexity is of the same windows everywhere. ``ours`` is the ``dense`` engine on the point that was
 exported; ``bitsweep`` the folder loaded by ``model.path=``; the others know nothing of bitsweep
 (``roundtrip_readers.py``), each in a process of its own. Some live in environments of their own
@@ -260,8 +261,22 @@ def ask(runtime: str, format: str, jobs: list[tuple[Row, Path, Path]], work: Pat
             row.notes[runtime] = answer.get("note") or answer["error"]
 
 
-def save(rows: Iterable[Row], folder: Path) -> None:
-    """``roundtrip.csv``: a line for each row and each who computed."""
+def in_order(rows: Iterable[Row], kept: Sequence[Path]) -> list[Row]:
+    """``rows``, and those of the files ``kept`` that are not among them."""
+    earlier = [Row(**item) for path in kept for item in json.loads(path.read_text())]
+    found = {(row.model, row.setting, row.format): row for row in (*earlier, *rows)}
+    places = [list(MODELS), list(SETTINGS), list(RUNTIMES)]
+    return [
+        found[key]
+        for key in sorted(
+            found, key=lambda key: [names.index(k) for names, k in zip(places, key, strict=True)]
+        )
+    ]
+
+
+def save(rows: Sequence[Row], folder: Path) -> None:
+    """The rows as JSON, and as CSV with a line for each row and each who computed."""
+    (folder / "roundtrip.json").write_text(json.dumps([vars(row) for row in rows], indent=1) + "\n")
     names = ["model", "setting", "format", "bytes", "predicted", "weights", "by", "ppl", "ratio"]
     with (folder / "roundtrip.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -284,7 +299,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--formats", nargs="*", default=known, choices=known)
-    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--keep", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path, default=Path("results/roundtrip"))
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -302,9 +318,9 @@ def main() -> None:
                 print(f"{runtime}: {len(mine)} folders of {format}", flush=True)
                 ask(runtime, format, mine, work)
     given.out.mkdir(parents=True, exist_ok=True)
-    rows = [row for row, _, _ in jobs]
+    rows = in_order([row for row, _, _ in jobs], given.keep)
     save(rows, given.out)
-    (given.out / "README.md").write_text(page(rows, sys.argv[1:], given.tokens), encoding="utf-8")
+    (given.out / "README.md").write_text(page(rows, given.tokens), encoding="utf-8")
     print(given.out / "README.md")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -109,7 +108,7 @@ def refusals(rows: Sequence[Row]) -> str:
     return table(["format", "setting", "model", "refused, because"], sorted(lines))
 
 
-def page(rows: Sequence[Row], arguments: Sequence[str], tokens: int) -> str:
+def page(rows: Sequence[Row], tokens: int) -> str:
     written = [row for row in rows if not row.reason]
     columns = [by for by in BY if any(by in row.ppl or by in row.notes for row in written)]
     failures: list[str] = []
@@ -120,7 +119,7 @@ def page(rows: Sequence[Row], arguments: Sequence[str], tokens: int) -> str:
     return f"""# The round trip of every export format
 
 Question: do exported files hold the point that was measured, and do others compute the same with
-them? Command: `{shlex.join(["python", "benchmarks/roundtrip.py", *arguments])}`, on
+them? Command: `python benchmarks/roundtrip.py --tokens {tokens}`, on
 {provenance.device_name("cpu")}, commit `{str(code["commit"])[:12]}`, \
 {datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ")}.
 
