@@ -47,6 +47,7 @@ def test_the_wheel_brings_conf_experiments_and_the_sweeper(tmp_path: Path) -> No
     assert said.startswith(f"{site / 'bitsweep' / 'conf'}\n")
     assert "\ndemo" in said
     assert "\nbits: 3\n" in said
+    assert (site / "bitsweep" / "models" / "shapes" / "llama2_7b.json").is_file()
     assert (site / "hydra_plugins" / "bitsweep_grid" / "sweeper.py").is_file()
     assert not (site / "hydra_plugins" / "__init__.py").exists()
     assert any(site.glob("*.dist-info/entry_points.txt"))
