@@ -34,8 +34,8 @@ from bitsweep.run import Prepared
 from bitsweep.spec import QuantSpec
 from bitsweep.tensor import QuantTensor
 
-AT_ONCE = 2**20
-"""Numbers that are read and rounded at a time: in float32 they still fit a cache."""
+AT_ONCE = 2**18
+"""Numbers that are read and rounded at a time: a MiB of float32, which a cache holds."""
 
 DENSE = "hf-dense"
 
@@ -162,17 +162,22 @@ def unfilled(prepared: Prepared, artifacts: Artifacts) -> Model:
 
 
 def gather(rows: Iterator[QuantTensor], shape: Sequence[int]) -> QuantTensor:
-    """The matrix ``(out, in)`` whose rows, in their order, ``rows`` are."""
-    begin, codes, params = 0, torch.empty(0), dict[str, list[Tensor]]()
+    """The matrix ``(out, in)`` whose rows, in their order, ``rows`` are.
+
+    Room is made once, for all: small pieces that are kept between large ones that are not would
+    leave holes, and the process would grow by those.
+    """
+    begin, codes, params = 0, torch.empty(0), dict[str, Tensor]()
     for part in rows:
         if not begin:
-            codes = torch.empty((shape[0], part.codes.shape[1]), dtype=part.codes.dtype)
+            codes = part.codes.new_empty((shape[0], *part.codes.shape[1:]))
+            params = {k: v.new_empty((shape[0], *v.shape[1:])) for k, v in part.params.items()}
         end = begin + len(part.codes)
         codes[begin:end] = part.codes
         for name, value in part.params.items():
-            params.setdefault(name, []).append(value)
+            params[name][begin:end] = value
         begin, spec = end, part.spec
-    return QuantTensor(codes, {name: torch.cat(values) for name, values in params.items()}, spec)
+    return QuantTensor(codes, params, spec)
 
 
 def _rounded(
@@ -185,7 +190,7 @@ def _rounded(
     assert shape is not None
     for part in reader.parts(place, shape[1]):
         weight = part.to(dtype).float()
-        if not bool(torch.isfinite(weight).all()):
+        if not bool(weight.sum().isfinite()) and not bool(weight.isfinite().all()):
             raise UserError(
                 f"model.path={prepared.source.path}: {layer} has weights that are NaN or infinite; "
                 "use a sound checkpoint"
