@@ -15,9 +15,9 @@ A linear layer ``(out, in)`` is four tensors, packed in the transposed orientati
 **Two conventions of zeros.** ``checkpoint_format: gptq`` (the older) stores ``zero - 1`` and leaves
 a zero of 0 to a borrow from the next field of the word, which loaders undo differently;
 ``gptq_v2`` stores ``zero``. A checkpoint whose layers are all symmetric is written as ``gptq``:
-every loader reads it, and no zero is 0. One whose layers are all asymmetric is written as
-``gptq_v2``: exact, at the price that loaders from before it read it wrongly (GPTQModel,
-transformers with optimum, and vLLM look at the key). Reading takes both, the borrow included.
+loaders have known it longest, and no zero is 0. One whose layers are all asymmetric is written as
+``gptq_v2``: exact, at the price that loaders from before it read it wrongly (GPTQModel, and
+transformers with optimum, look at the key). Reading takes both, the borrow included.
 
 **Mixed plans** are GPTQModel's ``dynamic``: a regular expression a layer, ``+:`` with what differs
 from the checkpoint's own bits and groups, ``-:`` for a layer left as it was. ``lm_head`` says
