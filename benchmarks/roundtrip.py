@@ -33,7 +33,7 @@ import torch
 from roundtrip_page import page
 
 from bitsweep import config, export
-from bitsweep.artifacts import Artifacts
+from bitsweep.artifacts import Artifacts, cache_root
 from bitsweep.compose import compose
 from bitsweep.errors import Refused, UserError
 from bitsweep.export import folder as folders
@@ -126,7 +126,7 @@ def exported(
     name: str, setting: str, formats: Sequence[str], work: Path, tokens: int
 ) -> Iterator[tuple[Row, Path, Path]]:
     """Each format's row with what bitsweep itself finds, its folder and the tokens."""
-    artifacts = Artifacts(None)
+    artifacts = Artifacts(cache_root())
     own = [*MODELS[name], *SETTINGS[setting]]
     try:
         made = point(own, artifacts)
@@ -169,7 +169,7 @@ def read_back(row: Row, model: Model, folder: Path, windows: torch.Tensor) -> No
     data = next(item for item in MODELS[row.model] if item.startswith("data="))
     try:
         again = point(
-            [f"model.path={folder}", "method=full_precision", dtype, data], Artifacts(None)
+            [f"model.path={folder}", "method=full_precision", dtype, data], Artifacts(cache_root())
         )
     except (Refused, UserError) as error:
         row.notes["bitsweep"] = str(error)
