@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import executed
 import pytest
 import tiny
 import torch
+from executed import PLANS, W8, tokens, with_layers
 from torch import Tensor, nn
 
 from bitsweep import engines, models
@@ -21,14 +24,15 @@ from bitsweep.errors import UserError
 from bitsweep.library import LibraryLinear
 from bitsweep.linear import QuantEmbedding, QuantLinear, quantized
 from bitsweep.models import Model
+from bitsweep.reference.evaluate import evaluation_ids
 from bitsweep.spec import InputSpec, LayerSpec, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
 
 torch.set_num_threads(1)
 
 W4 = QuantSpec(bits=4, group_size=32)
-W8 = QuantSpec(bits=8)
 KERNELS = list(engines.kernels())
+GRAPHS = list(engines.graphs())
 SHAPES = [(16, 32), (17, 64), (40, 33), (7, 172), (96, 96), (33, 512), (160, 384)]
 GRIDS = [
     {},
@@ -39,46 +43,69 @@ GRIDS = [
 ]
 
 
-def linear(out: int, columns: int, spec: QuantSpec, bias: bool = False) -> QuantLinear:
+INPUTS = [None, *dict.fromkeys(plan.inputs for plan in PLANS.values() if plan.inputs is not None)]
+
+
+def linear(
+    out: int, columns: int, spec: QuantSpec, inputs: InputSpec | None = None, ordered: bool = False
+) -> QuantLinear:
+    """Random codes; ``ordered``: groups of columns in another order, as GPTQ's act_order has."""
     generator = torch.Generator().manual_seed(out * columns)
     weight = 0.05 * torch.randn(out, columns, generator=generator) + 0.01
     quant = QuantTensor.quantize(weight, spec)
-    values = nn.Parameter(torch.randn(out, generator=generator)) if bias else None
-    return QuantLinear(quant, values, torch.float32)
+    if ordered:
+        quant = replace(quant, permutation=torch.randperm(columns, generator=generator))
+    bias = nn.Parameter(torch.randn(out, generator=generator)) if out % 2 else None
+    layer = QuantLinear(quant, bias, torch.float32)
+    layer.input_quantizer = None if inputs is None else InputQuantizer(inputs)
+    return layer
 
 
-def inputs(rows: int, columns: int) -> Tensor:
-    generator = torch.Generator().manual_seed(rows + columns)
-    return torch.randn(rows, columns, generator=generator).to(torch.bfloat16)
+def rows(count: int, columns: int) -> Tensor:
+    generator = torch.Generator().manual_seed(count + columns)
+    return torch.randn(count, columns, generator=generator).to(torch.bfloat16)
+
+
+@functools.cache
+def weights(bits: int) -> list[QuantLinear]:
+    """A layer of each grid, group and awkward shape."""
+    return [
+        linear(out, columns, QuantSpec(bits, group, ragged=True, **grid), None, out % 3 == 1)  # type: ignore[arg-type]
+        for group in (-1, 0, 32, 64, 96, 256)
+        for grid in GRIDS
+        for out, columns in SHAPES
+    ]
 
 
 def supported(kernel: engines.Kernel) -> Iterator[QuantLinear]:
-    """A layer of each grid, group and awkward shape that the kernel takes."""
+    """The layers of 4 and 8 bits that the kernel takes, with any inputs that it takes."""
     for bits in (4, 8):
-        for group in (-1, 0, 32, 64, 96, 256):
-            for grid in GRIDS:
-                spec = QuantSpec(bits=bits, group_size=group, ragged=True, **grid)  # type: ignore[arg-type]
-                for out, columns in SHAPES:
-                    layer = linear(out, columns, spec, bias=out % 2 == 1)
-                    if kernel.refuses(layer) is None:
-                        yield layer
+        for layer in weights(bits):
+            for inputs in INPUTS:
+                layer.input_quantizer = None if inputs is None else InputQuantizer(inputs)
+                reason = kernel.refuses(layer)
+                if reason is None:
+                    yield layer
+                else:
+                    assert re.match(r"it(s inputs)? ", reason), "a reason speaks of the layer"
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_packed_layer_strays_from_dense_by_no_more_than_bf16_rounds(name: str) -> None:
     kernel, seen = engines.kernels()[name], 0
     for layer in supported(kernel):
-        x = inputs(1 + seen % 5, layer.in_features)
+        x = rows(1 + seen % 5, layer.in_features)
         y, expected = kernel.pack(layer)(x).float(), layer(x.float())
         # |w| <= |code - middle| * scale + |middle - zero| * scale; both terms round by 2^-9 at
         # most, a part of the sum may round once more (8 bits: rank one, halves), the output and
-        # the output with its bias once each.
+        # the output with its bias once each. Quantized inputs are the same to the last bit.
         middle = 2 ** (layer.quant.spec.bits - 1)
         zero_only = replace(layer.quant, codes=torch.full_like(layer.quant.codes, int(middle)))
         shift = zero_only.dequantize()
         parts = (layer.weight - shift).abs() + shift.abs()
         bias = 0 if layer.bias is None else layer.bias.abs()
-        bound = 2**-8 * (x.float().abs() @ parts.T + expected.abs() + bias)
+        given = x.float() if layer.input_quantizer is None else layer.input_quantizer(x.float())
+        bound = 2**-8 * (given.abs() @ parts.T + expected.abs() + bias)
         assert ((y - expected).abs() <= bound + 1e-6).all(), layer.quant.spec
         if layer.out_features >= 16:
             assert (y - expected).norm() <= kernel.TOLERANCE * expected.norm(), layer.quant.spec
@@ -90,10 +117,11 @@ def test_a_packed_layer_strays_from_dense_by_no_more_than_bf16_rounds(name: str)
 def test_leading_dimensions_are_kept(name: str) -> None:
     kernel = engines.kernels()[name]
     layer = next(supported(kernel))
-    x = inputs(6, layer.in_features)
+    x = rows(6, layer.in_features)
     packed = kernel.pack(layer)
     assert torch.equal(packed(x.view(2, 3, -1)), packed(x).view(2, 3, -1))
     assert packed(x).dtype == torch.bfloat16
+    assert packed(x[:0]).shape == (0, layer.out_features)  # an expert whom no token chose
 
 
 @pytest.mark.parametrize("group", [-1, 32, 48])
@@ -125,8 +153,8 @@ def test_a_layer_without_a_kernel_is_refused_by_name(
     spec: QuantSpec, reason: str, llama: Model
 ) -> None:
     name = "model.layers.1.mlp.up_proj"
-    engine, why = engines.choose("auto", with_layers(llama, {name: spec}))
-    assert engine is None
+    model = with_layers(llama, {name: spec})
+    why = engines.Layerwise.plan(list(engines.kernels().values()), model).refuses(model)
     assert why is not None
     assert why.startswith(f"no packed kernel for {name} (")
     assert re.search(reason, why)
@@ -137,27 +165,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return tiny.load("llama", tmp_path_factory.mktemp("llama"))
 
 
-def with_layers(model: Model, specs: dict[str, QuantSpec]) -> Model:
-    """A copy in which each named layer is rounded to nearest, and the plan says so."""
-    copied = model.copy()
-    for name, spec in specs.items():
-        quant = QuantTensor.quantize(model.weight(name), spec)
-        copied.replace(name, quantized(quant, model.get(name)))
-    copied.plan = Plan({name: LayerSpec(spec) for name, spec in specs.items()})
-    return copied
-
-
 def by_role(model: Model) -> Model:
     """int8 everywhere, int4 in groups in the feed-forward: embedding and head included."""
     return with_layers(
         model,
         {n: W4 if layer.role.startswith("ffn") else W8 for n, layer in model.layers.items()},
     )
-
-
-def tokens(model: Model, shape: tuple[int, int]) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(256, shape, generator=generator)
 
 
 def test_a_mix_by_role_runs_each_layer_on_its_own_kernel(llama: Model) -> None:
@@ -224,7 +237,7 @@ def test_an_unknown_engine_is_a_mistake_that_names_the_known_ones(llama: Model) 
 
 def test_building_an_engine_leaves_the_model_as_it_was(llama: Model) -> None:
     model = by_role(llama)
-    ids = tokens(model, (1, 12))
+    ids = tokens((1, 12))
     before = model.module(ids).logits
     engine, _ = engines.choose("auto", model)
     assert engine is not None
@@ -233,61 +246,102 @@ def test_building_an_engine_leaves_the_model_as_it_was(llama: Model) -> None:
     assert {p.dtype for p in llama.module.parameters()} == {torch.float32}
 
 
-def dense_bf16(model: Model) -> nn.Module:
-    """The same codes dequantized, everything in bf16: what the packed model must equal."""
-    dense = runner.cast(model, torch.bfloat16)
-    for name, layer in engines.quantized_layers(model).items():
-        like = dense.get(name)  # its bias is bf16 already; its weight makes the layer's dtype
-        like.compute_dtype = torch.bfloat16  # type: ignore[assignment]
-        like._dense = None  # type: ignore[assignment]
-        dense.replace(name, quantized(layer.quant, like))
-    return dense.module
+@pytest.fixture(scope="module")
+def trained() -> tuple[Model, Tensor]:
+    """The reference, and 32 windows of its evaluation text."""
+    model = models.load(models.ModelSource("reference", "pkg:reference"), Artifacts(None))
+    return model, evaluation_ids(model.tokenizer, 40)[: 32 * 48].view(32, 48)
 
 
-def perplexity(module: nn.Module, ids: Tensor) -> float:
-    with torch.inference_mode():
-        logits = torch.cat([module(part).logits[:, :-1].double() for part in ids.split(16)])
-    losses = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-    return float(losses.exp())
-
-
-def assert_same_perplexity(model: Model, ids: Tensor) -> None:
-    """Within 0.1 %. bf16 itself, packed or not, moves a small model's by up to 0.2 %."""
-    engine, _ = engines.choose("auto", model)
+def assert_same_perplexity(name: str, model: Model, ids: Tensor) -> None:
+    """Within 0.1 % of exact layers in a model of the engine's own dtype."""
+    engine, _ = engines.choose(name, model)
     assert engine is not None
-    packed = perplexity(engine.build(model).module, ids)  # type: ignore[attr-defined]
-    assert packed == pytest.approx(perplexity(dense_bf16(model), ids), rel=1e-3)
+    run = executed.perplexity(engine.build(model), ids)
+    full = executed.perplexity(executed.dense(model, executed.compute_dtype(name)), ids)
+    assert run == pytest.approx(full, rel=1e-3), engine.name
 
 
-@pytest.mark.parametrize(
-    "spec", [W4, W8, replace(W8, group_size=64), None], ids=["w4g32", "w8", "w8g64", "by_role"]
-)
-def test_the_whole_models_perplexity_is_that_of_dense_in_bf16(
-    spec: QuantSpec | None, llama: Model
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_whole_models_perplexity_on_kernels_is_that_of_dense_in_bf16(
+    plan: str, trained: tuple[Model, Tensor]
 ) -> None:
-    model = (
-        by_role(llama) if spec is None else with_layers(llama, dict.fromkeys(llama.layers, spec))
-    )
-    assert_same_perplexity(model, tokens(llama, (64, 120)))
+    model, ids = executed.uniform(trained[0], plan), trained[1]
+    kernels = [name for name in KERNELS if engines.choose(name, model)[0] is not None]
+    if not kernels:
+        reasons = [str(engines.choose(name, model)[1]) for name in KERNELS]
+        assert all(re.match(r"no packed kernel for \S+.* \(\w+: it", why) for why in reasons)
+    for name in kernels:
+        assert_same_perplexity(name, model, ids)
 
 
-def test_a_trained_models_perplexity_is_that_of_dense_in_bf16(shared_data: Path) -> None:
+def test_a_mix_by_roles_perplexity_is_that_of_dense_in_bf16(trained: tuple[Model, Tensor]) -> None:
+    assert_same_perplexity("auto", by_role(trained[0]), trained[1])
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_the_whole_models_perplexity_in_a_runtime_is_that_of_dense(
+    name: str, trained: tuple[Model, Tensor]
+) -> None:
+    """Of the last plan that it takes: with quantized inputs where it takes such."""
+    if (reason := engines.failure(name)) is not None:
+        pytest.skip(reason)
+    made = (executed.uniform(trained[0], plan) for plan in reversed(PLANS))
+    model = next(model for model in made if engines.choose(name, model)[0] is not None)
+    assert_same_perplexity(name, model, trained[1])
+
+
+@pytest.mark.parametrize("plan", ["by_role", "w8-sym a8"])
+def test_a_trained_models_perplexity_is_that_of_dense_in_bf16(plan: str, shared_data: Path) -> None:
     path = str(shared_data / "models" / "stories3M")
     source = models.load(models.ModelSource("stories3M", path), Artifacts(None))
     text = (shared_data / "text/tinystories/tinystories_val_head.txt").read_text()[:20_000]
-    ids = torch.tensor(source.tokenizer(text)["input_ids"])
-    assert_same_perplexity(by_role(source), ids[: len(ids) // 256 * 256].view(-1, 256))
+    ids = torch.tensor(source.tokenizer(text, verbose=False)["input_ids"])
+    model = by_role(source) if plan == "by_role" else executed.uniform(source, plan)
+    assert_same_perplexity("auto", model, ids[: len(ids) // 256 * 256].view(-1, 256))
 
 
+@pytest.mark.parametrize("plan", ["w8-sym", "w8-sym a8"])
+def test_generation_on_kernels_is_that_of_dense_in_bf16(
+    plan: str, trained: tuple[Model, Tensor]
+) -> None:
+    """Rounding decides where two tokens are nearly as likely; from there on texts may differ."""
+    model, prompts = executed.uniform(trained[0], plan), trained[1][:16, :12]
+    engine, _ = engines.choose("auto", model)
+    assert engine is not None
+    packed = engines.generate(engine.build(model), prompts, 16)
+    full = engines.generate(executed.dense(model, torch.bfloat16), prompts, 16)
+    assert packed.shape == (16, 16)
+    assert (packed == full).float().mean() > 0.8
+    assert (packed[:, 0] == full[:, 0]).float().mean() > 0.9
+
+
+def test_generation_fills_up_a_row_that_ended_and_stops_when_all_have() -> None:
+    """The next token is the last one plus 1; token 5 ends."""
+
+    def logits(ids: Tensor) -> Tensor:
+        return nn.functional.one_hot(ids[:, -1] + 1, 16).float()
+
+    counting = SimpleNamespace(
+        prefill=lambda ids: (logits(ids), None), decode=lambda ids, cache: logits(ids)
+    )
+    prompts = torch.tensor([[0, 2], [0, 3]])
+    assert engines.generate(counting, prompts, 9, ends=[5]).tolist() == [[3, 4, 5], [4, 5, 5]]
+    assert engines.generate(counting, prompts, 2).tolist() == [[3, 4], [4, 5]]
+
+
+@pytest.mark.parametrize("inputs", [None, executed.int8(symmetric=False)], ids=["a16", "a8"])
 @pytest.mark.parametrize("name", tiny.ARCHITECTURES)
-def test_decoding_with_a_cache_equals_reading_all_at_once(name: str, tmp_path: Path) -> None:
+def test_decoding_with_a_cache_equals_reading_all_at_once(
+    name: str, inputs: InputSpec | None, tmp_path: Path
+) -> None:
     source = tiny.load(name, tmp_path)
-    model = by_role(source)
+    model = by_role(source) if inputs is None else executed.uniform(source, "w8 a8")
     engine, reason = engines.choose("auto", model)
     assert reason is None
     assert engine is not None
     run = engine.build(model)
-    ids = tokens(model, (2, 20))
+    ids = tokens((2, 20))
     logits, cache = run.prefill(ids[:, :17])
     for position in range(17, 20):
         logits = run.decode(ids[:, position : position + 1], cache)
@@ -305,7 +359,7 @@ def test_tied_ends_of_a_model_both_run_packed(tmp_path: Path) -> None:
     engine, _ = engines.choose("auto", model)
     assert engine is not None
     run = engine.build(model)
-    ids = tokens(model, (1, 9))
+    ids = tokens((1, 9))
     with torch.inference_mode():
         expected = model.module(ids).logits[:, -1]
     assert (run.prefill(ids)[0] - expected).norm() <= 0.05 * expected.norm()
