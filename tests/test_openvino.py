@@ -67,9 +67,9 @@ def source() -> Model:
 
 @pytest.fixture(scope="module")
 def ids(source: Model) -> Tensor:
-    """96 windows of 40 tokens of text that the reference has not seen."""
-    found = torch.tensor(source.tokenizer(text("evaluation", 80))["input_ids"])
-    return found[: 96 * 40].view(96, 40)
+    """48 windows of 40 tokens of text that the reference has not seen."""
+    found = torch.tensor(source.tokenizer(text("evaluation", 40))["input_ids"])
+    return found[: 48 * 40].view(48, 40)
 
 
 def built(engine: engines.Engine, model: Model) -> Runner:
