@@ -85,7 +85,7 @@ def _times(frame: pd.DataFrame, model: str) -> Iterator[Any]:
         return
     table = Table(
         title=Text(blocks[0].name),
-        caption=f"{len(blocks) - 1} more shapes are in the table" if len(blocks) > 1 else None,
+        caption=f"{len(blocks) - 1} more in the table" if len(blocks) > 1 else None,
         title_justify="left",
         caption_justify="left",
         box=None,
