@@ -47,14 +47,18 @@ from bitsweep.tensor import QuantTensor
 
 LOADING = """\
 ```python
-# pip install gptqmodel, and for transformers optimum as well
-from transformers import AutoModelForCausalLM, AutoTokenizer
+# pip install gptqmodel          (with two cores or fewer also: export GPTQMODEL_CPU_WORKERS=2)
+import torch
+from gptqmodel import BACKEND, GPTQModel
 
-model = AutoModelForCausalLM.from_pretrained("FOLDER")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = GPTQModel.load(
+    "FOLDER", device="cpu", dtype=torch.float16, backend=BACKEND.GPTQ_TORCH
+)  # computes scale * (code - zero) in float16
 ```
 
-GPTQModel opens the files by itself with `GPTQModel.load("FOLDER")`. bitsweep measures them with
+transformers opens these files with `AutoModelForCausalLM.from_pretrained("FOLDER")` when `optimum`
+is there as well, unless config.json has `dynamic` or `"lm_head": true`: it knows neither, and leaves
+a quantized head random with a warning. bitsweep measures them with
 `bitsweep run model.path=FOLDER method=full_precision`.
 """
 
