@@ -32,11 +32,13 @@ FLOAT32 = 1e-5
 """Relative error (Frobenius norm) that other orders of float32 sums leave."""
 
 
-def session(path: Path) -> Any:
+def session(path: Path, optimized: Path | None = None) -> Any:
     """What a reader of a written graph makes, inputs left floating."""
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
     return ort.InferenceSession(path, options)
 
 
@@ -98,7 +100,9 @@ def assert_small(model: Model, folder: Path) -> None:
     assert packed < written < packed + others + 8192  # indices of columns, rotary frequencies
 
 
-def holed(layer: nn.Module, fill: Any, x: Tensor, folder: Path) -> Tensor:
+def holed(
+    layer: nn.Module, fill: Any, x: Tensor, folder: Path, optimized: Path | None = None
+) -> Tensor:
     """``layer`` alone in a graph, filled by ``fill``, on ``x``."""
     model: Any = nn.Module()
     model.layer = layer
@@ -114,7 +118,7 @@ def holed(layer: nn.Module, fill: Any, x: Tensor, folder: Path) -> Tensor:
     held: Any = replace_module(model)
     fill(made, held)
     folder.mkdir(exist_ok=True)
-    run = session(files.write(made, folder))
+    run = session(files.write(made, folder), optimized)
     return torch.from_numpy(run.run(None, {"x": x.numpy()})[0])
 
 
