@@ -56,10 +56,10 @@ model = GPTQModel.load(
 )  # computes scale * (code - zero) in float16
 ```
 
-transformers opens these files with `AutoModelForCausalLM.from_pretrained("FOLDER")` when `optimum`
-is there as well, unless config.json has `dynamic` or `"lm_head": true`: it knows neither, and leaves
-a quantized head random with a warning. bitsweep measures them with
-`bitsweep run model.path=FOLDER method=full_precision`.
+With `optimum` there as well, transformers opens these files by
+`AutoModelForCausalLM.from_pretrained("FOLDER")`, unless layers differ in bits or groups, or the
+head is quantized (`"lm_head": true`): that one it leaves random, with a warning. bitsweep measures
+them with `bitsweep run model.path=FOLDER method=full_precision`.
 """
 
 WIDTHS = (2, 3, 4, 8)
