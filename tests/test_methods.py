@@ -24,7 +24,7 @@ from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration, CalibrationSpec
 from bitsweep.errors import UserError
 from bitsweep.fold import factor_since
-from bitsweep.methods import Method, Particular
+from bitsweep.methods import Method, Particular, finite_weight
 from bitsweep.models import Model
 from bitsweep.policies import Policy, Rule
 from bitsweep.spec import PER_CHANNEL, Plan, QuantSpec
@@ -269,6 +269,12 @@ def test_a_broken_checkpoint_is_named(
     broken.weight("model.layers.1.mlp.up_proj")[3, 5] = math.nan
     with pytest.raises(UserError, match=r"model.path=.*: model.layers.1.mlp.up_proj has weights"):
         quantize(method, broken, spec)
+
+
+def test_weights_whose_sum_overflows_are_not_infinite(folder: Path) -> None:
+    large = tiny.load("llama", folder / "large")
+    large.weight("model.layers.1.mlp.up_proj").fill_(3e38)  # two of them are beyond float32
+    assert float(finite_weight(large, "model.layers.1.mlp.up_proj").max()) == pytest.approx(3e38)
 
 
 @every_one_of_ours
