@@ -57,9 +57,13 @@ def axis_choices() -> dict[str, Sequence[str]]:
 
 
 def files(room: str) -> dict[str, Path]:
-    """The modules of one room of the package, by name, without importing them."""
+    """The modules of one room of the package, by name, without importing them; of a room within
+    it, the file that opens it.
+    """
     folder = Path(__file__).parent / room
-    return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+    found = {path.stem: path for path in folder.glob("[!_]*.py")}
+    found |= {path.parent.name: path for path in folder.glob("[!_]*/__init__.py")}
+    return dict(sorted(found.items()))
 
 
 def format_files() -> dict[str, str]:
