@@ -67,7 +67,6 @@ SETTINGS: dict[str, list[str]] = {
         "input.bits=8",
         "input.format=narrow",
         "input.group_size=32",
-        "input.symmetric=true",
     ],
     "w4g32-sym, edges w8": ["policy=edges_8bit", "bits=4", "group_size=32", "symmetric=true"],
     "by_role w4g32": ["policy=by_role", "bits=4", "group_size=32"],
