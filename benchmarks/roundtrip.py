@@ -25,6 +25,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -319,7 +320,10 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     rows = in_order([row for row, _, _ in jobs], given.keep)
     save(rows, given.out)
-    (given.out / "README.md").write_text(page(rows, given.tokens), encoding="utf-8")
+    have = {(row.model, row.setting, row.format) for row in rows}
+    missing = sorted({key[1:] for key in product(MODELS, SETTINGS, known) if key not in have})
+    text = page(rows, given.tokens, missing, len(given.keep))
+    (given.out / "README.md").write_text(text, encoding="utf-8")
     print(given.out / "README.md")
 
 

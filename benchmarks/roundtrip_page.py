@@ -108,7 +108,23 @@ def refusals(rows: Sequence[Row]) -> str:
     return table(["format", "setting", "model", "refused, because"], sorted(lines))
 
 
-def page(rows: Sequence[Row], tokens: int) -> str:
+def extent(missing: Sequence[tuple[str, str]], kept: int) -> str:
+    """What the command would make that is not here (of some model), and how the rows came."""
+    lines = []
+    if kept:
+        lines.append(f"Rows were gathered from {kept} runs of parts of the command (`--keep`).")
+    if missing:
+        settings: dict[str, list[str]] = {}
+        for setting, format in missing:
+            settings.setdefault(setting, []).append(format)
+        shown = "; ".join(f"{name} ({', '.join(each)})" for name, each in settings.items())
+        lines.append(f"Not run for every model: {shown}.")
+    return "\n".join(lines)
+
+
+def page(
+    rows: Sequence[Row], tokens: int, missing: Sequence[tuple[str, str]] = (), kept: int = 0
+) -> str:
     written = [row for row in rows if not row.reason]
     columns = [by for by in BY if any(by in row.ppl or by in row.notes for row in written)]
     failures: list[str] = []
@@ -120,10 +136,12 @@ def page(rows: Sequence[Row], tokens: int) -> str:
 
 Question: do exported files hold the point that was measured, and do others compute the same with
 them? Command: `python benchmarks/roundtrip.py --tokens {tokens}`, on
-{provenance.device_name("cpu")}, commit `{str(code["commit"])[:12]}`, \
+{provenance.device_name("cpu")}, commit `{str(code["commit"])[:12]}`{" (edited)" * bool(code["dirty"])}, \
 {datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ")}.
 
 {answer(written)}
+
+{extent(missing, kept)}
 
 Columns: file bytes of the weights and their difference to what the Record predicts; weights as
 read back; perplexity of ours (`dense`, float32) on the first {tokens:,} tokens of the data's first
