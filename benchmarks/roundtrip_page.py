@@ -136,7 +136,7 @@ def page(
 
 Question: do exported files hold the point that was measured, and do others compute the same with
 them? Command: `python benchmarks/roundtrip.py --tokens {tokens}`, on
-{provenance.device_name("cpu")}, commit `{str(code["commit"])[:12]}`{" (edited)" * bool(code["dirty"])}, \
+{provenance.device_name("cpu")}, commit `{str(code["commit"])[:12]}`{" (edited)" * code["dirty"]},
 {datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ")}.
 
 {answer(written)}
