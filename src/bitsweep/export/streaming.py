@@ -71,6 +71,13 @@ class Reader:
         """None where the file packs its numbers in a way that torch does not."""
         return DTYPES.get(self.places[name][1].dtype)
 
+    def tensor(self, name: str) -> Tensor:
+        """All of ``name``, read once into memory of its own."""
+        (path, entry), dtype = self.places[name], self.dtype(name)
+        assert dtype is not None
+        data = np.fromfile(path, np.uint8, entry.nbytes, offset=entry.begin)
+        return torch.from_numpy(data).view(dtype).view(entry.shape)
+
     def parts(self, name: str, width: int = 1) -> Iterator[Tensor]:
         """All of ``name`` as rows ``(n, width)`` in its own dtype, about :data:`AT_ONCE` each."""
         (path, entry), dtype = self.places[name], self.dtype(name)
