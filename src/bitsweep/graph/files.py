@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnx_ir.tensor_adapters import TorchTensor
 
 NAME = "model.onnx"
@@ -46,6 +47,7 @@ def write(graph: ir.Model, folder: Path) -> Path:
             )
         else:
             found[name].const_value = kinds[name]
+    ClearMetadataAndDocStringPass()(graph)  # where in torch each node came from: half a megabyte
     onnx.save(ir.to_proto(graph), path)
     return path
 
