@@ -33,7 +33,7 @@ TO = "compressed-tensors"
 SHARD = 10**9
 COLUMNS = (
     "mode", "model_gb", "layers", "largest_tensor_mib", "peak_anonymous_mib", "peak_resident_mib",
-    "idle_anonymous_mib", "wall_s", "cpu_s", "read_gb", "written_gb", "exported_gb",
+    "idle_anonymous_mib", "wall_s", "cpu_s", "read_gb", "written_gb", "exported_gb", "commit",
 )  # fmt: skip
 
 
@@ -188,6 +188,8 @@ def io() -> dict[str, int]:
 
 
 def measure(mode: str, gigabytes: float, scratch: Path) -> dict[str, Any]:
+    from bitsweep import provenance
+
     layers = layers_for(gigabytes)
     source, out = scratch / "source", scratch / "out"
     if not source.exists():
@@ -204,6 +206,7 @@ def measure(mode: str, gigabytes: float, scratch: Path) -> dict[str, Any]:
         "largest_tensor_mib": 2 * VOCABULARY * HIDDEN / MIB,
         **json.loads(output.stdout.splitlines()[-1]),
         "exported_gb": exported / GB,
+        "commit": provenance.code().get("commit") or "unknown",
     }
 
 
@@ -220,7 +223,7 @@ def write(rows: list[dict[str, Any]]) -> None:
 def read() -> list[dict[str, Any]]:
     with (RESULTS / "streaming.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return [{k: v if k == "mode" else float(v) for k, v in row.items()} for row in rows]
+    return [{k: v if k in ("mode", "commit") else float(v) for k, v in row.items()} for row in rows]
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
@@ -232,24 +235,37 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
         figure = Figure(figsize=(COLUMN_IN, 2.3))
-        axes = figure.add_axes((0.16, 0.17, 0.8, 0.78))
+        axes = figure.add_axes((0.235, 0.17, 0.735, 0.78))
         names = {"stream": "tensor by tensor", "whole": "from the loaded model"}
         for (mode, name), color, marker in zip(names.items(), PALETTE, MARKERS, strict=False):
             own = [row for row in rows if row["mode"] == mode]
             x, y = ([row[key] for row in own] for key in ("model_gb", "peak_anonymous_mib"))
             if own:
                 axes.plot(x, y, color=color, marker=marker, markersize=4, linewidth=1, label=name)
+        sizes = sorted({row["model_gb"] for row in rows})
         bound = 2 * rows[0]["largest_tensor_mib"]
-        axes.axhline(bound, color=FAINT, linewidth=0.8, linestyle="--")
-        axes.annotate(
-            "twice the largest tensor", (1, bound), (0, 3), textcoords="offset points", color=FAINT
-        )
+        lines = {
+            "twice the largest tensor": [bound] * len(sizes),
+            "the checkpoint": [size * GB / MIB for size in sizes],
+        }
+        for name, y in lines.items():
+            axes.plot(sizes, y, color=FAINT, linewidth=0.8, linestyle="--")
+            axes.annotate(
+                name,
+                (sizes[-1], y[-1]),
+                (0, 4),
+                textcoords="offset points",
+                color=FAINT,
+                ha="right",
+            )
         axes.set(xscale="log", yscale="log", xlabel="checkpoint, GB (bf16)")
         axes.set_ylabel("peak anonymous memory\nabove idle, MiB")
         axes.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
         axes.minorticks_off()
-        axes.set_ylim(bottom=100)
-        axes.legend(frameon=False)
+        axes.set_yticks([100, 1000, 10000], ["100", "1,000", "10,000"])
+        axes.set_ylim(50, 15000)
+        axes.spines["right"].set_visible(False)
+        axes.legend(frameon=False, loc="lower right")
         for suffix, options in UNDATED.items():
             figure.savefig(RESULTS / f"streaming.{suffix}", format=suffix, **options)
 
@@ -260,16 +276,19 @@ def page(rows: list[dict[str, Any]], command: str) -> str:
 
     from bitsweep import provenance
 
+    commit = rows[0]["commit"]
     own = [row for row in rows if row["mode"] == "stream"]
     peaks = [row["peak_anonymous_mib"] for row in own]
     largest = own[0]["largest_tensor_mib"]
+    first, last = own[0], own[-1]
+    growth = (peaks[-1] - peaks[0]) / max(1, last["layers"] - first["layers"])
     answer = (
         f"Answer: the peak is {min(peaks):.0f} to {max(peaks):.0f} MiB of anonymous memory above "
         f"the idle process, {max(peaks) / largest:.2f} times the largest tensor "
-        f"({largest:.0f} MiB) at most, from {own[0]['model_gb']:.1f} to {own[-1]['model_gb']:.1f} "
-        f"GB ({own[0]['layers']:.0f} to {own[-1]['layers']:.0f} layers)."
+        f"({largest:.0f} MiB) at most, from {first['model_gb']:.1f} to {last['model_gb']:.1f} GB "
+        f"({first['layers']:.0f} to {last['layers']:.0f} layers). It grows by {growth:.2f} MiB a "
+        "layer."
     )
-    commit = provenance.code().get("commit") or "unknown"
     lines = [
         "# Exporting a checkpoint larger than memory",
         "",
@@ -286,7 +305,9 @@ def page(rows: list[dict[str, Any]], command: str) -> str:
         "Peak anonymous: the largest RssAnon, sampled every 5 ms, less that of the same process "
         "with everything imported. Peak resident: VmHWM, exact and with file pages, less the idle "
         "VmRSS. Read and written count every call, the checkpoint's SHA-256 before and the copy "
-        "behind a shard's header included. `whole` is the ordinary export of the loaded model.",
+        "behind a shard's header included."
+        + " `whole` is the ordinary export of the loaded model."
+        * (len(own) < len(rows)),
         "",
         f"{provenance.device_name('cpu')}, {os.cpu_count()} cores, {torch.get_num_threads()} "
         f"thread(s), torch {torch.__version__}, commit `{commit[:12]}`. Times are of a machine "
@@ -313,23 +334,26 @@ def main() -> None:
     parser.add_argument("--sizes", type=float, nargs="+", default=[1, 2, 4, 8], help="GB")
     parser.add_argument("--whole", type=float, default=0, help="from the loaded model, up to N GB")
     parser.add_argument("--scratch", type=Path, help="a folder with room (default: the system's)")
+    parser.add_argument("--draw", action="store_true", help="figure and page from streaming.csv")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         child(*given.child)
         return
-    rows = []
-    for gigabytes in given.sizes:
+    rows = read() if given.draw else []
+    for gigabytes in () if given.draw else given.sizes:
         modes = ["stream"] + ["whole"] * (gigabytes <= given.whole)
         with tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
             for mode in modes:
                 rows.append(measure(mode, gigabytes, Path(scratch)))
                 print(json.dumps(rows[-1]), flush=True)
     rows.sort(key=lambda row: (row["mode"], row["model_gb"]))
-    write(rows)
+    if not given.draw:
+        write(rows)
     draw(read())
-    words = " ".join(sys.argv[1:])
-    command = f"python benchmarks/streaming.py {words}".strip()
+    sizes = " ".join(f"{round(row['model_gb']):g}" for row in rows if row["mode"] == "stream")
+    whole = max((round(row["model_gb"]) for row in rows if row["mode"] == "whole"), default=0)
+    command = f"python benchmarks/streaming.py --sizes {sizes}" + f" --whole {whole}" * bool(whole)
     (RESULTS / "README.md").write_text(page(rows, command), encoding="utf-8")
 
 
