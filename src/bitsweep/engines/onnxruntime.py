@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitsweep.engines.protocols import Quantized, beyond_codes, counted, lacking, quantized_layers
+from bitsweep.engines.protocols import Quantized, lacking, misfits
 from bitsweep.linear import QuantEmbedding
 from bitsweep.models import Model
 
@@ -49,17 +49,7 @@ class Onnxruntime:
         return lacking(modules, "onnxruntime")
 
     def refuses(self, model: Model) -> str | None:
-        reason = self.missing() or beyond_codes(model)
-        if reason is not None:
-            return reason
-        if model.device.type != "cpu":
-            return f"it runs on cpu, and the model is on {model.device.type}"
-        layers = quantized_layers(model)
-        refused = {name: why for name, layer in layers.items() if (why := self.misfit(layer))}
-        if not refused:
-            return None
-        name = next(iter(refused))
-        return f"{counted(list(refused), 'layer')}: {refused[name]}"
+        return self.missing() or misfits(model, self.misfit)
 
     def misfit(self, layer: Quantized) -> str | None:
         """Why ``layer`` is not executed exactly as it is quantized, or None."""

@@ -30,9 +30,9 @@ from bitsweep.activations import InputQuantizer
 from bitsweep.engines import _openvino
 from bitsweep.engines.protocols import (
     Quantized,
-    beyond_codes,
     counted,
     input_spec,
+    misfits,
     quantized_layers,
 )
 from bitsweep.linear import QuantEmbedding, QuantLinear
@@ -64,16 +64,10 @@ class Openvino:
         return _openvino.missing()
 
     def refuses(self, model: Model) -> str | None:
-        reason = self.missing() or beyond_codes(model)
+        reason = self.missing() or misfits(model, self.misfit)
         if reason is not None:
             return reason
-        if model.device.type != "cpu":
-            return f"it runs on cpu, and the model is on {model.device.type}"
         layers = quantized_layers(model)
-        refused = {name: why for name, layer in layers.items() if (why := self.misfit(layer))}
-        if refused:
-            name = next(iter(refused))
-            return f"{counted(list(refused), 'layer')}: {refused[name]}"
         return self._mixed({n: x for n, x in layers.items() if isinstance(x, QuantLinear)})
 
     def misfit(self, layer: Quantized) -> str | None:

@@ -10,7 +10,7 @@ A file of this folder holds one way to execute packed codes, ``torch_int4.py`` t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -118,6 +118,23 @@ def _more_than_codes(layers: Mapping[str, Quantized]) -> dict[str, list[str]]:
         "another library's layers": [n for n, x in layers.items() if isinstance(x, LibraryLinear)],
         "corrections of low rank": [n for n, x in layers.items() if getattr(x, "correction", None)],
     }
+
+
+def misfits(model: Model, misfit: Callable[[Quantized], str | None]) -> str | None:
+    """The layers of ``model`` that ``misfit`` has a reason against, with the first one's; or None.
+
+    Reasons that hold whatever the layers are (:func:`beyond_codes`, a device) come before.
+    """
+    reason = beyond_codes(model)
+    if reason is not None:
+        return reason
+    if model.device.type != "cpu":
+        return f"it runs on cpu, and the model is on {model.device.type}"
+    layers = quantized_layers(model)
+    refused = {name: why for name, layer in layers.items() if (why := misfit(layer)) is not None}
+    if not refused:
+        return None
+    return f"{counted(list(refused), 'layer')}: {next(iter(refused.values()))}"
 
 
 def lacking(modules: Sequence[str], extra: str) -> str | None:
