@@ -28,13 +28,13 @@ def test_a_line_has_perplexity_with_its_interval_size_and_speed() -> None:
         for metric in (
             Metric("ppl/text", 5.61, "", "lower", "s", delta=Delta("ratio", 1.026, 1.022, 1.030)),
             Metric("file_mib", 3.891, "MiB", "lower", "s"),
-            Metric("decode_vs_bf16", 1.93, "", "higher", "s"),
+            Metric("decode_vs_bf16", 1.93, "", "higher", "latency|engine:torch_int4|v2"),
         )
     }
     assert result(Outcome("rtn w4", [row], 1.0)) == [
         "ppl 5.610 (+2.6 % [2.2, 3.0])",
         "3.89 MiB",
-        "decode 1.9x bf16",
+        "decode 1.9x bf16 (torch_int4)",
     ]
 
 

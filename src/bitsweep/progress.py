@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from bitsweep import timing
 from bitsweep.record import Metric, Record
 
 if TYPE_CHECKING:
@@ -109,7 +110,9 @@ def _numbers(record: Record) -> list[str]:
     for name, text in (("file_mib", "{:.2f} MiB"), ("decode_vs_bf16", "decode {:.1f}x bf16")):
         metric = record.metrics.get(name)
         if metric is not None and metric.value is not None:
-            parts.append(text.format(metric.value))
+            engine = timing.ENGINE.search(metric.signature)
+            by = f" ({engine[1]})" if engine else ""
+            parts.append(text.format(metric.value) + by)
     return parts
 
 

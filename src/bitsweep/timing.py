@@ -14,6 +14,9 @@ STRAY = 0.10
 IMPOSSIBLE = 1.1
 """Share of the measured bandwidth above which weights can not have come from memory."""
 
+ENGINE = re.compile(r"\|engine:([^|]*)")
+"""What a latency's signature says of who executed the point."""
+
 SIGNED = re.compile(r"\|(batch|prompt|threads):(\d+)")
 SUFFIX = re.compile(r"(?:b(\d+)p(\d+))?(?:t(\d+))?")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from bitsweep import timing
 from bitsweep.errors import UserError
 from bitsweep.record import Metric, Record
 from bitsweep.report.timed import timings
@@ -22,7 +23,6 @@ from bitsweep.report.timed import timings
 REFERENCE = "full_precision"
 HARDWARE = ("engine", "threads", "device")
 Machines = dict[tuple[str, int | None], str]
-ENGINE = re.compile(r"\|engine:([^|]*)")
 CHANGED = ("transforms", "recover", "kv")
 OF_THE_POINT = re.compile(r"\|(engine|untouched):[^|]*")
 """Parts of a signature that say what the point is, not how it was measured."""
@@ -127,7 +127,7 @@ def _machines(records: Sequence[Record]) -> Machines:
 def _engine(record: Record) -> str | None:
     """The engine that ran, as the signature of what it took says; None where nothing ran."""
     signed = (m.signature for m in record.metrics.values() if m.value is not None)
-    found = ENGINE.search(next(signed, ""))
+    found = timing.ENGINE.search(next(signed, ""))
     return found[1] if found else record.point.get("engine")
 
 
