@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from bitsweep import cli
 from bitsweep.commands.launch import named, parser
 from bitsweep.compose import CONFIG_NAME, experiment_overrides, hydra_app, normal, one_line_errors
+from bitsweep.probes import needs
 from bitsweep.progress import duration
 from bitsweep.store import Store
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 SECONDS_PER_MILLION = 2.5
 """Without history: what measuring costs per million parameters, from the reference on 2 cores."""
 
+
+SECONDS_OF_TIMES = 20
+SECONDS_OF_TIMES_PER_MILLION = 0.1
+"""The same of a point whose quality is not asked: what loading, packing and timing it takes."""
 
 SECONDS_OF_SIZE = 2.0
 """Of a point that needs no weights, whatever its size."""
@@ -82,7 +87,7 @@ def _print(candidates: Sequence[Candidate], artifacts: Artifacts) -> None:
     counts = [f"{fates['run']} to run"]
     counts += [f"{fates[fate]} {fate}" for fate in ("done", "refused", "merged") if fates[fate]]
     source = (
-        f"rough: {SECONDS_PER_MILLION} s per million parameters where no Record tells"
+        "rough: by the number of parameters where no Record tells"
         if rough
         else "median of earlier Records"
     )
@@ -113,7 +118,7 @@ def _history(candidates: Iterable[Candidate]) -> list[Record]:
 def estimate(candidate: Candidate, history: Sequence[Record], artifacts: Artifacts) -> Estimate:
     """Median of Records with the same model and method, of the same experiment where there are.
 
-    Without any, parameters times :data:`SECONDS_PER_MILLION`: said to be rough.
+    Without any, by the number of parameters: said to be rough.
     """
     from bitsweep import models
 
@@ -125,11 +130,16 @@ def estimate(candidate: Candidate, history: Sequence[Record], artifacts: Artifac
         for record in history
         if record.point["model"] == point.model.name
         and record.point["method"] == point.method_name
-        and record.kind == "quality"
         and "total" in record.timings
     ]
     like = [record for record in like if record.experiment == point.experiment] or like
-    if like:
-        return Estimate(median(record.timings["total"]["wall_s"] for record in like), True)
+    if like:  # the later Record of a point has the time of both
+        spent: dict[str, float] = {}
+        for record in like:
+            wall_s = record.timings["total"]["wall_s"]
+            spent[record.point_id] = max(wall_s, spent.get(record.point_id, 0))
+        return Estimate(median(spent.values()), True)
     parameters = models.skeleton(point.model, artifacts).parameters
+    if all(needs(probe) != "training" for probe in point.probes.values()):
+        return Estimate(SECONDS_OF_TIMES + SECONDS_OF_TIMES_PER_MILLION * parameters / 1e6, False)
     return Estimate(1 + SECONDS_PER_MILLION * parameters / 1e6, False)
