@@ -109,9 +109,15 @@ def _signatures(
 
 
 def hardware(record: Record) -> tuple[str, int | None]:
-    """Device and threads of a timing Record: two of them are comparable where these are equal."""
+    """Device and threads of a timing Record: two of them are comparable where these are equal.
+
+    Threads are those that its plain metrics were timed with, which a probe may choose.
+    """
     place = {**record.provenance, **record.point}
-    return str(place.get("device") or "unknown device"), place.get("threads")
+    signed = (timing.Shape.read(metric.signature) for metric in record.metrics.values())
+    shape = next((found for found in signed if found is not None), None)
+    threads = place.get("threads") if shape is None else shape.threads
+    return str(place.get("device") or "unknown device"), threads
 
 
 def _machines(records: Sequence[Record]) -> Machines:
