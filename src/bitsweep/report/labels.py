@@ -131,7 +131,7 @@ def weights(row: Row) -> str:
 def _format(row: Row) -> str:
     if row["method"] == REFERENCE:
         options = dict(o.partition("=")[::2] for o in str(row.get("method_options") or "").split())
-        dtype = options.get("dtype") or row.get("dtype") or ""
+        dtype = options.get("dtype") or "float32"  # the method casts, whatever was stored
         return DTYPES.get(dtype, dtype)
     size, bits = row.get("group_size"), row.get("bits")
     if missing(bits) and missing(size):
