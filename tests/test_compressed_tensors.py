@@ -10,7 +10,9 @@ import tiny
 import torch
 
 from bitsweep.errors import UserError
-from bitsweep.export.compressed_tensors import CompressedTensors, pack_rows, unpack_rows
+from bitsweep.export._words import codes as codes_of
+from bitsweep.export._words import words
+from bitsweep.export.compressed_tensors import CompressedTensors
 from bitsweep.models import Layer, Model
 from bitsweep.spec import InputSpec, LayerSpec, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
@@ -42,8 +44,8 @@ def test_packed_rows_are_the_librarys_to_the_last_bit_at_every_width() -> None:
         for columns in (32, 33, 40, 96):
             codes = torch.randint(0, 2**bits, (5, columns), dtype=torch.uint8)
             signed = (codes.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
-            assert torch.equal(pack_rows(codes, bits), helpers.pack_to_int32(signed, bits))
-            assert torch.equal(unpack_rows(pack_rows(codes, bits), bits, columns), codes)
+            assert torch.equal(words(codes, bits), helpers.pack_to_int32(signed, bits))
+            assert torch.equal(codes_of(words(codes, bits), bits, columns), codes)
 
 
 SPECS = [

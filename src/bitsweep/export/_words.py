@@ -1,6 +1,8 @@
-"""Codes in 32-bit words as GPTQ files hold them: a dense little-endian stream a row."""
+"""Codes in 32-bit words as checkpoints hold them: a dense little-endian stream a row."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -12,21 +14,22 @@ WORD = 32
 
 
 def words(each: Tensor, bits: int) -> Tensor:
-    """Codes ``(n, count)`` as int32 ``(n, ceil(count * bits / 32))``: a stream a row."""
-    padded = pad(each.contiguous(), (0, -each.shape[1] % _fill(bits)))
-    return pack(padded, bits).view(torch.int32).view(len(each), -1)
+    """Codes uint8 ``(n, count)`` as int32 ``(n, ceil(count * bits / 32))``: a stream a row."""
+    rows, columns = each.shape
+    whole = each  # 32 codes fill whole words; a pad of nothing would be a copy
+    if columns % WORD:
+        whole = pad(each, (0, -columns % WORD))
+    packed = pack(whole, bits).view(torch.int32).view(rows, -1)
+    return packed[:, : math.ceil(columns * bits / WORD)].contiguous()
 
 
 def codes(packed: Tensor, bits: int, count: int) -> Tensor:
     """The inverse of :func:`words`: uint8 ``(n, count)``."""
-    stream = packed.contiguous().view(torch.uint8).view(-1)
-    each = packed.shape[1] * WORD // bits
-    return unpack(stream, bits, len(packed) * each).view(len(packed), each)[:, :count].contiguous()
-
-
-def _fill(bits: int) -> int:
-    """How many codes fill whole words: 8 at 4 bits, 32 (in three words) at 3."""
-    return WORD if bits == 3 else WORD // bits
+    rows, width = packed.shape
+    whole = pad(packed, (0, -width % bits)).contiguous()  # bits words hold 32 codes
+    each = whole.shape[1] // bits * WORD
+    stream = whole.view(torch.uint8).view(-1)
+    return unpack(stream, bits, rows * each).view(rows, each)[:, :count].contiguous()
 
 
 def one_more(qzeros: Tensor, bits: int, count: int) -> Tensor:

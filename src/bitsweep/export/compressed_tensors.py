@@ -20,18 +20,17 @@ own any more (``actorder=group``, ``weight_g_idx``); what remains are groups of 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bitsweep.errors import UserError
+from bitsweep.export._words import codes as codes_of
+from bitsweep.export._words import words
 from bitsweep.models import Layer
-from bitsweep.packing import pack, unpack
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, InputSpec, LayerSpec, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
 
@@ -58,8 +57,6 @@ SCALES = {"float16": torch.float16, "float32": torch.float32}
 UNITS = {"linear": "Linear"}
 """The library's classes of our kinds of layer. It packs embeddings as well, but transformers 5.23
 can not open such a model: it asks the embedding for a weight before that is unpacked."""
-
-WORD = 32
 
 
 class CompressedTensors:
@@ -111,14 +108,14 @@ class CompressedTensors:
         if _format(bits, inputs) == BYTES:
             found["weight"] = _signed(quant.codes, bits)
         else:
-            found["weight_packed"] = pack_rows(quant.codes, bits)
+            found["weight_packed"] = words(quant.codes, bits)
             found["weight_shape"] = torch.tensor(quant.shape)
         if zero is not None and whole:
             found["weight_zero_point"] = _signed(zero, bits).reshape(1)
         elif zero is not None and _format(bits, inputs) == BYTES:
             found["weight_zero_point"] = _signed(zero, bits)
         elif zero is not None:
-            found["weight_zero_point"] = pack_rows(zero.t(), bits).t().contiguous()
+            found["weight_zero_point"] = words(zero.t(), bits).t().contiguous()
         return {f"{layer}.{key}": value for key, value in found.items()}
 
     def quant(self, layer: str, tensors: Mapping[str, Tensor], spec: LayerSpec) -> QuantTensor:
@@ -135,10 +132,10 @@ class CompressedTensors:
             codes = _unsigned(own["weight"], bits)
         else:
             _, columns = own["weight_shape"].tolist()
-            codes = unpack_rows(own["weight_packed"], bits, columns)
+            codes = codes_of(own["weight_packed"], bits, columns)
         params = {"scale": scale.view(1, 1) if whole else scale}
         if zero is not None and zero.dtype == torch.int32:
-            params["zero"] = unpack_rows(zero.t(), bits, len(codes)).t().contiguous()
+            params["zero"] = codes_of(zero.t(), bits, len(codes)).t().contiguous()
         elif zero is not None:
             params["zero"] = _unsigned(zero, bits).view(params["scale"].shape)
         return QuantTensor(codes, params, weight)
@@ -193,28 +190,6 @@ class CompressedTensors:
             if spec is not None:
                 found[name] = spec
         return Plan(layers=found)
-
-
-def pack_rows(codes: Tensor, bits: int) -> Tensor:
-    """Codes uint8 ``(rows, n)`` as int32 ``(rows, ceil(n * bits / 32))``, each row by itself."""
-    rows, columns = codes.shape
-    whole = codes  # 32 codes fill whole words; a pad of nothing would be a copy
-    if columns % WORD:
-        whole = F.pad(codes, (0, -columns % WORD))
-    words = pack(whole, bits).view(torch.int32).view(rows, -1)
-    return words[:, : math.ceil(columns * bits / WORD)].contiguous()
-
-
-def unpack_rows(words: Tensor, bits: int, columns: int) -> Tensor:
-    """The inverse of :func:`pack_rows`, of rows of ``columns`` codes."""
-    rows, width = words.shape
-    whole = F.pad(words, (0, -width % bits)).contiguous()  # bits words hold 32 codes
-    count = whole.shape[1] // bits * WORD
-    return (
-        unpack(whole.view(torch.uint8).view(-1), bits, rows * count)
-        .view(rows, count)[:, :columns]
-        .contiguous()
-    )
 
 
 def _signed(codes: Tensor, bits: int) -> Tensor:
