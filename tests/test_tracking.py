@@ -20,8 +20,9 @@ from bitsweep import report, tracking
 from bitsweep.record import Record
 from bitsweep.store import Store
 from bitsweep.tracking import wandb as wandb_tracking
+from bitsweep.tracking.flat import config, numbers
 from bitsweep.tracking.none import NoTracker
-from bitsweep.tracking.wandb import Wandb, config, numbers
+from bitsweep.tracking.wandb import Wandb
 
 BLOCK, HEADER, FIRST = 32768, 7, 7  # the file itself begins with seven bytes of its own
 SECRET = "5ec12e7" * 6
