@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 
-from bitsweep.report.sheet import Line, Sheet, as_csv, latex, markdown, tex
+from bitsweep.report.sheet import PAGE_LINES, Line, Sheet, as_csv, fine, latex, markdown, tex
 
 NASTY = r"a_b & 50% $x$ #1 {y} ~^ \z <script> | *c* `d` [e]"
 
@@ -36,9 +37,37 @@ def test_latex_cells_never_end_a_cell_or_a_line():
     assert row.endswith(r"\\")
 
 
-def test_latex_fine_print_stays_behind_its_comment_sign():
+def test_latex_prints_protocols_and_provenance_small_and_on_one_line_each():
     lines = latex(sheet("x")).splitlines()
-    assert [line for line in lines if "second line" in line] == ["% protocol x second line"]
+    small = [line for line in lines if "second line" in line]
+    assert small == [r"\par\smallskip{\scriptsize\raggedright protocol x second line\par}"]
+
+
+def test_fine_print_may_break_between_the_parts_of_a_signature():
+    assert fine("a|b:c") == r"a\textbar{}\allowbreak{}b:\allowbreak{}c"
+
+
+def test_more_lines_than_a_page_has_break_across_pages():
+    long = replace(sheet("x"), lines=(Line(("x", "1"), "reference"),) * (PAGE_LINES + 1))
+    assert r"\begin{tabular}{lr}" in latex(sheet("x"))
+    assert r"\begin{longtable}{lr}" in latex(long)
+    assert latex(long).count(r"\toprule") == latex(long).count(r"\endhead") == 1
+
+
+def test_the_best_cell_is_bold_and_one_within_noise_of_it_italic():
+    line = Line(("gptq", "1.0"), "m", best=frozenset({1}))
+    tied = Line(("rtn", "1.1"), "m", tied=frozenset({1}))
+    both = replace(sheet("x"), lines=(line, tied))
+    assert r"gptq & \textbf{1.0}" in latex(both)
+    assert r"rtn & \emph{1.1}" in latex(both)
+    assert "**1.0**" in markdown(both)
+    assert " *1.1* |" in markdown(both)
+
+
+def test_heads_over_heads_span_their_columns():
+    wide = replace(sheet("x"), over=(("", 1), ("4 bits", 1)))
+    assert r"\cmidrule(lr){2-2}" in latex(wide)
+    assert "| 4 bits, ppl |" in markdown(wide)
 
 
 def test_a_bare_bracket_never_follows_a_line_break_in_latex():

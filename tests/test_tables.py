@@ -114,3 +114,20 @@ def test_no_numbers_at_all_make_a_table_of_reasons():
     only = sheets(frame(rows), "")
     assert list(only) == ["main"]
     assert only["main"].notes == ("Refused (1): rtn w4g64 uniform: because",)
+
+
+def test_a_row_of_uncommitted_code_has_a_dagger_and_the_note_that_says_so():
+    clean, dirty = (records.record("rtn", bits, metrics=[records.ppl(3)]) for bits in (4, 3))
+    dirty.provenance["dirty"] = True
+    main = sheets(frame([clean, dirty]), "")["main"]
+    assert [line.cells[0] for line in main.lines] == ["rtn", "rtn†"]
+    assert main.notes[-1].startswith("† measured by code with changes")
+    assert not sheets(frame([clean]), "")["main"].notes
+
+
+def test_a_timing_of_uncommitted_code_marks_its_point():
+    quality = records.record(metrics=[records.ppl(3)])
+    timing = records.record(kind="timing", metrics=records.latency(4))
+    timing.provenance["dirty"] = True
+    latency = sheets(frame([quality, timing]), "")["latency"]
+    assert [line.cells[0] for line in latency.lines] == ["rtn†"]

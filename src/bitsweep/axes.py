@@ -42,8 +42,8 @@ RUN_KEYS: dict[str, Any] = {
     "threads": int | None,
     "plugins": list[str],
 }
-KNOWN = (*GROUPS, *AXES, *RUN_KEYS, "grids")
-"""Every top-level key."""
+KNOWN = (*GROUPS, *AXES, *RUN_KEYS, "grids", "paper")
+"""Every top-level key; ``paper`` is of `bitsweep paper`, and no part of a point."""
 
 
 def axis_choices() -> dict[str, Sequence[str]]:

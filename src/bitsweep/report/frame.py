@@ -154,7 +154,7 @@ def _row(group: Sequence[Record], names: dict[str, str], machines: Machines) -> 
         "misfits": "; ".join(f"{k}: {v}" for k, v in sorted(main.plan.get("misfits", {}).items())),
         "calibration_sha256": (main.calibration or {}).get("sha256"),
         "commit": main.provenance.get("commit"),
-        "dirty": main.provenance.get("dirty"),
+        "dirty": _any_dirty(main, group),
         **_notes(main),
     }
     if main.kind == "quality":
@@ -171,6 +171,11 @@ def _row(group: Sequence[Record], names: dict[str, str], machines: Machines) -> 
         for metric in record.metrics.values():
             row.update(_cells(metric, metric.name + suffix))
     return row
+
+
+def _any_dirty(main: Record, group: Sequence[Record]) -> bool | None:
+    """Whether any of a point's Records was measured by code with uncommitted changes."""
+    return any(r.provenance.get("dirty") for r in group) or main.provenance.get("dirty")
 
 
 def _calibration(record: Record) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from bitsweep.point import RANDOM
 from bitsweep.report.frame import HARDWARE, REFERENCE, is_reference, references
+from bitsweep.report.sheet import DIRTY
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, QuantSpec
 
 Row = Mapping[str, Any]
@@ -88,6 +89,11 @@ def method(row: Row, axes: Sequence[str] = ()) -> str:
     if "recover" in axes and not missing(row.get("recover")) and row["recover"] != "":
         words.append(f"+ {row['recover']}")
     return " ".join(words)
+
+
+def marked(name: str, row: Row) -> str:
+    """``name`` with a dagger where the code that measured the row was not all committed."""
+    return f"{name}{DIRTY}" if row.get("dirty") else name
 
 
 def policy(row: Row) -> str:

@@ -174,7 +174,7 @@ def sheet(
     raw = [f"{m}{e}" for m in METRICS for e in ENDS if any(f"{m}{e}" in t.values for t in every)]
     marked = any(marks(timed.values) for timed in every)
     heads: list[tuple[str, Callable[[Row], str]]] = [
-        ("method", lambda row: labels.method(row, axes)),
+        ("method", lambda row: labels.marked(labels.method(row, axes), row)),
         ("weights", labels.weights),
         ("policy", labels.policy),
     ]

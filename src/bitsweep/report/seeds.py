@@ -38,7 +38,9 @@ def sheet(frame: pd.DataFrame, metrics: Sequence[str], provenance: str) -> Sheet
     lines, values = [], []
     for rows in groups:
         first = rows[0]
-        cells = [labels.method(first, axes), labels.weights(first), labels.policy(first)]
+        dirty = {"dirty": any(row.get("dirty") for row in rows)}
+        called = labels.marked(labels.method(first, axes), dirty)
+        cells = [called, labels.weights(first), labels.policy(first)]
         numbers: list[float | None] = []
         for name in metrics:
             known = [row[name] for row in rows if row.get(name) is not None]

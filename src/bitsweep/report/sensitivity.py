@@ -22,6 +22,7 @@ PROXIES = {
     "gradient_error": "gradient",
     "fisher_error": "Fisher",
 }
+PART = ("run_id", "model", "group", "kind", "part", "dirty")
 TRUTHS = {"loss": "Δ loss", "kl": "KL"}
 FEWEST = 4
 """Parts below which a rank correlation says nothing."""
@@ -48,6 +49,7 @@ def parts(frame: pd.DataFrame, quality: str | None) -> pd.DataFrame:
                 "group": f"{labels.method(row, axes)} {labels.weights(row)}",
                 "kind": kind,
                 "part": part,
+                "dirty": row.get("dirty"),
                 **{f"loss{end}": v and math.log(v) for end, v in ends.items()},
                 "kl": row.get(f"kl_mean/{text}"),
                 "kl.lo": row.get(f"kl_mean/{text}.lo"),
@@ -58,7 +60,7 @@ def parts(frame: pd.DataFrame, quality: str | None) -> pd.DataFrame:
     found.sort(key=lambda r: (r["model"], r["group"], r["kind"], _place(r["part"]), r["run_id"]))
     bounds = [f"{truth}{end}" for truth in TRUTHS for end in ("", ".lo", ".hi")]
     numbers = [*bounds, *PROXIES]
-    table = pd.DataFrame(found, columns=["run_id", "model", "group", "kind", "part", *numbers])
+    table = pd.DataFrame(found, columns=[*PART, *numbers])
     return table.astype(dict.fromkeys(numbers, float))
 
 
@@ -110,7 +112,7 @@ def _sensitivity(table: pd.DataFrame, quality: str | None, small: tuple[str, ...
         Line(
             (
                 row["group"],
-                row["part"],
+                labels.marked(row["part"], row),
                 *(_interval(row, name) for name in truths),
                 *(_short(row[name]) for name in proxies),
             ),
@@ -119,8 +121,8 @@ def _sensitivity(table: pd.DataFrame, quality: str | None, small: tuple[str, ...
         for row in labels.rows(ranked)
     ]
     heads = [f"{TRUTHS[name]}, nat/token [95 %]" for name in truths]
-    columns = [c for c in table.columns if c.partition(".")[0] not in {*TRUTHS, *PROXIES} - {
-        *truths, *proxies}]  # fmt: skip
+    columns = [c for c in table.columns if c != "dirty" and c.partition(".")[0]
+               not in {*TRUTHS, *PROXIES} - {*truths, *proxies}]  # fmt: skip
     return Sheet(
         title="Sensitivity: what quantizing one part alone costs",
         heads=("quantized", "part", *heads, *(PROXIES[name] for name in proxies)),
@@ -145,7 +147,9 @@ def _correlation(table: pd.DataFrame, small: tuple[str, ...]) -> Sheet:
         found = [correlation(part[truth], part[proxy]) for truth, proxy in pairs]
         if any(value is not None for value in found):
             cells = ["" if value is None else f"{value:.2f}" for value in found]
-            lines.append(Line((str(group), f"{len(part)} {kind}s", *cells), str(model)))
+            dirty = {"dirty": any(value is True for value in part["dirty"])}
+            called = labels.marked(str(group), dirty)
+            lines.append(Line((called, f"{len(part)} {kind}s", *cells), str(model)))
             values.append((model, group, kind, len(part), *found))
     return Sheet(
         title="Proxies: rank correlation (Spearman) with what was measured",
@@ -180,7 +184,7 @@ def _budget(frame: pd.DataFrame, quality: str | None, small: tuple[str, ...]) ->
             row.get(f"kl_mean/{text}"),
         ]
         cells = (
-            labels.method(row, axes),
+            labels.marked(labels.method(row, axes), row),
             labels.weights(row),
             labels.policy(row),
             f"{row['budget_spent']:.4f}",

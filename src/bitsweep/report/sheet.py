@@ -9,22 +9,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+PAGE_LINES = 48
+"""More lines than these do not fit on one page of paper."""
+DIRTY = "†"
+DIRTY_NOTE = f"{DIRTY} measured by code with changes that were not committed."
+
 
 @dataclass(frozen=True)
 class Line:
-    """One row as printed. ``bold`` marks a point of the front; ``block`` names its model."""
+    """One row as printed. ``bold`` marks a point of the front; ``block`` names its model.
+
+    ``best`` and ``tied``: cells that are the best of their column, and those within noise of it.
+    """
 
     cells: tuple[str, ...]
     block: str
     bold: bool = False
+    best: frozenset[int] = frozenset()
+    tied: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
 class Sheet:
     """One table. ``lines`` are printed, ``values`` are the same rows as full numbers for CSV.
 
-    ``notes`` stand below the table; ``small`` (protocols, provenance) is fine print: text in
-    Markdown, comments in LaTeX.
+    ``notes`` stand below the table, ``small`` (protocols, provenance) below them in small type.
+    ``over``: what stands over the heads, each with the number of columns that it spans.
     """
 
     title: str
@@ -35,6 +45,7 @@ class Sheet:
     values: tuple[tuple[Any, ...], ...]
     notes: tuple[str, ...] = ()
     small: tuple[str, ...] = ()
+    over: tuple[tuple[str, int], ...] = ()
 
     def blocks(self) -> list[tuple[str, list[Line]]]:
         found: dict[str, list[Line]] = {}
@@ -46,16 +57,16 @@ class Sheet:
 def markdown(sheet: Sheet) -> str:
     """Padded so that it reads in a terminal as it does on a page; front rows in bold."""
     parts = [f"# {_md(sheet.title)}"]
-    heads = [_cell(head) for head in sheet.heads]
+    heads = [_cell(head) for head in _full_heads(sheet)]
     for block, lines in sheet.blocks():
-        body = [[_bold(_cell(c), line.bold, i) for i, c in enumerate(line.cells)] for line in lines]
+        body = [[_emphasis(line, i) for i in range(len(line.cells))] for line in lines]
         widths = [max(3, *(len(row[i]) for row in [heads, *body])) for i in range(len(heads))]
         ends = [":" if side == "r" else "-" for side in sheet.align]
         rule = ["-" * (width - 1) + end for width, end in zip(widths, ends, strict=True)]
         rows = [_padded(row, widths, sheet.align) for row in [heads, *body]]
         rows.insert(1, rule)
         table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-        parts.append(f"## {_md(block)}\n\n{table}")
+        parts.append(f"## {_md(block)}\n\n{table}" if block else table)
     parts += [_md(note) for note in sheet.notes]
     parts += ["\n".join(f"- {_md(line)}" for line in sheet.small)] if sheet.small else []
     return "\n\n".join(parts) + "\n"
@@ -81,9 +92,21 @@ def _cell(text: str) -> str:
     return _md(text).replace("|", "\\|")
 
 
-def _bold(cell: str, bold: bool, index: int) -> str:
-    """Method and weights of a front row."""
-    return f"**{cell}**" if bold and cell and index < 2 else cell
+def _emphasis(line: Line, index: int) -> str:
+    """Bold: method and weights of a front row, and the best cells; italic: those tied with them."""
+    cell = _cell(line.cells[index])
+    if not cell:
+        return ""
+    if (line.bold and index < 2) or index in line.best:
+        return f"**{cell}**"
+    return f"*{cell}*" if index in line.tied else cell
+
+
+def _full_heads(sheet: Sheet) -> list[str]:
+    """Each head with what stands over it: Markdown has one line of heads."""
+    over = [text for text, span in sheet.over for _ in range(span)]
+    above = over or [""] * len(sheet.heads)
+    return [", ".join(w for w in pair if w) for pair in zip(above, sheet.heads, strict=True)]
 
 
 def as_csv(sheet: Sheet) -> str:
@@ -96,26 +119,50 @@ def as_csv(sheet: Sheet) -> str:
 
 
 def latex(sheet: Sheet) -> str:
-    """A ``tabular`` without caption, for ``\\input``; needs the package booktabs."""
+    """A table without caption, for ``\\input``; needs the package booktabs.
+
+    Up to :data:`PAGE_LINES` lines it is a ``tabular``; a longer one is a ``longtable``, which needs
+    that package, breaks across pages, and can stand neither in a float nor in two columns.
+    """
     span = len(sheet.heads)
-    out = [f"% {_comment(line)}" for line in (sheet.title, *sheet.small)]
-    out += [f"\\begin{{tabular}}{{{''.join(sheet.align)}}}", "\\toprule"]
+    tall = len(sheet.lines) > PAGE_LINES
+    kind = "longtable" if tall else "tabular"
+    out = [f"% {' '.join(sheet.title.split())}"]
+    out += [f"\\begin{{{kind}}}{{{''.join(sheet.align)}}}", "\\toprule", *_over(sheet)]
     out += [" & ".join(tex(head) for head in sheet.heads) + " \\\\"]
+    out += ["\\endhead", "\\bottomrule", "\\endfoot"] if tall else []
     for block, lines in sheet.blocks():
-        out += ["\\midrule", f"\\multicolumn{{{span}}}{{l}}{{\\emph{{{tex(block)}}}}} \\\\"]
+        out += ["\\midrule"]
+        out += [f"\\multicolumn{{{span}}}{{l}}{{\\emph{{{tex(block)}}}}} \\\\"] if block else []
         for line in lines:
-            out.append(" & ".join(_bold_tex(tex(c), line.bold) for c in line.cells) + " \\\\")
-    out += ["\\bottomrule", "\\end{tabular}"]
-    out += [f"\\par\\smallskip{{\\footnotesize {tex(note)}\\par}}" for note in sheet.notes]
+            cells = (_emphasis_tex(line, i) for i in range(len(line.cells)))
+            out.append(" & ".join(cells) + " \\\\")
+    out += [f"\\end{{{kind}}}"] if tall else ["\\bottomrule", "\\end{tabular}"]
+    for size, lines_below in (("footnotesize", sheet.notes), ("scriptsize", sheet.small)):
+        for text in lines_below:
+            out.append(f"\\par\\smallskip{{\\{size}\\raggedright {fine(text)}\\par}}")
     return "\n".join(out) + "\n"
 
 
-def _comment(line: str) -> str:
-    return " ".join(line.split())
+def _over(sheet: Sheet) -> list[str]:
+    """The line over the heads, with a rule below each group of columns."""
+    if not sheet.over:
+        return []
+    cells, rules, at = [], [], 1
+    for text, span in sheet.over:
+        cells.append(f"\\multicolumn{{{span}}}{{c}}{{{tex(text)}}}" if text else "&" * (span - 1))
+        rules += [f"\\cmidrule(lr){{{at}-{at + span - 1}}}"] if text else []
+        at += span
+    return [" & ".join(cells) + " \\\\", " ".join(rules)]
 
 
-def _bold_tex(cell: str, bold: bool) -> str:
-    return f"\\textbf{{{cell}}}" if bold and cell else cell
+def _emphasis_tex(line: Line, index: int) -> str:
+    cell = tex(line.cells[index])
+    if not cell:
+        return ""
+    if line.bold or index in line.best:
+        return f"\\textbf{{{cell}}}"
+    return f"\\emph{{{cell}}}" if index in line.tied else cell
 
 
 TEX = {
@@ -137,9 +184,19 @@ TEX = {
     "×": r"$\times$",
     "−": "$-$",
     "→": r"$\to$",
+    "±": r"$\pm$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "≈": r"$\approx$",
+    "†": r"\textsuperscript{\textdagger}",
 }
 
 
 def tex(text: str) -> str:
     """``text`` as LaTeX shows it, letter for letter."""
     return "".join(TEX.get(char, char) for char in " ".join(text.split()))
+
+
+def fine(text: str) -> str:
+    """:func:`tex` for running text: a line may break behind the signs that join a signature."""
+    return re.sub(r"(\\textbar\{\}|/|\\_|:(?=\S))", r"\1\\allowbreak{}", tex(text))

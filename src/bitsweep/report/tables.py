@@ -12,7 +12,7 @@ from bitsweep.report import labels, latency, seeds, sensitivity
 from bitsweep.report.frame import REFERENCE, is_reference, whole
 from bitsweep.report.front import front
 from bitsweep.report.labels import Row
-from bitsweep.report.sheet import Line, Sheet
+from bitsweep.report.sheet import DIRTY, DIRTY_NOTE, Line, Sheet
 from bitsweep.report.timed import METRICS
 
 IDENTITY = (
@@ -88,7 +88,13 @@ def sheets(
     over = seeds.sheet(frame, [*metrics(frame, "ppl"), *metrics(frame, "kl_mean")], provenance)
     if over.lines:
         made["seeds"] = over
-    return made
+    return {name: _dirty(sheet) for name, sheet in made.items()}
+
+
+def _dirty(sheet: Sheet) -> Sheet:
+    """With the meaning of the dagger below it, where a row has one."""
+    marked = any(DIRTY in cell for line in sheet.lines for cell in line.cells)
+    return replace(sheet, notes=(*sheet.notes, DIRTY_NOTE)) if marked else sheet
 
 
 def speed_metric(frame: pd.DataFrame) -> str | None:
@@ -236,7 +242,7 @@ def _sheet(
 ) -> Sheet:
     axes = labels.varying(frame)
     identity = [
-        Column("method", lambda row: labels.method(row, axes), align="l"),
+        Column("method", lambda row: labels.marked(labels.method(row, axes), row), align="l"),
         Column("weights", labels.weights, align="l"),
         Column("policy", labels.policy, align="l"),
     ]
@@ -327,9 +333,10 @@ def heat(frame: pd.DataFrame) -> pd.DataFrame:
                 "change": None if ratio is None else (ratio - 1) * 100,
                 "status": row["status"],
                 "reason": row.get("reason"),
+                "dirty": row.get("dirty"),
             }
         )
-    names = "run_id model policy group method bits change status reason"
+    names = "run_id model policy group method bits change status reason dirty"
     return pd.DataFrame(cells, columns=names.split())
 
 
@@ -365,4 +372,4 @@ def _heat_cell(cell: Row | None) -> str:
     if cell["status"] != "ok":
         return str(cell["status"])
     value = cell["change"]
-    return "" if value is None else signed(value, 2 if abs(value) < 10 else 1)
+    return "" if value is None else labels.marked(signed(value, 2 if abs(value) < 10 else 1), cell)
