@@ -20,7 +20,6 @@ import os
 import shutil
 import struct
 import uuid
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -28,36 +27,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from bitsweep import __version__
 from bitsweep.artifacts import hash_file
 from bitsweep.errors import UserError
-from bitsweep.models.files import INDEX, TOKENIZER, Files
+from bitsweep.models.files import INDEX, MANIFEST, TOKENIZER, Files
+from bitsweep.models.shards import NAMES, floats
 
 SHARD_BYTES = 5 * 10**9
 """Of tensors in a file: Hugging Face's 5 GB."""
 
-MANIFEST = "bitsweep.json"
-
 CHUNK = 2**20
-
-NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-"""What a safetensors header calls a dtype."""
 
 
 @contextmanager
@@ -201,16 +182,7 @@ def kept(tensor: Tensor, stored: torch.dtype) -> Tensor:
 
 def stored_dtype(found: Files, path: str) -> torch.dtype:
     """The float dtype that most numbers of the checkpoint ``found`` (``model.path``) have."""
-    dtypes = {name: dtype for dtype, name in NAMES.items()}
-    counts: Counter[torch.dtype] = Counter()
-    for file in found.weights(path):
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                entry = tensors.get_slice(name)
-                dtype = dtypes.get(entry.get_dtype(), torch.uint8)
-                if dtype.is_floating_point and dtype.itemsize > 1:
-                    counts[dtype] += math.prod(entry.get_shape())
-    return counts.most_common(1)[0][0]
+    return floats(found.weights(path)).most_common(1)[0][0]
 
 
 def configuration(

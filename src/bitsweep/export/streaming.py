@@ -27,9 +27,9 @@ from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
 from bitsweep.export import Container, containers
-from bitsweep.export.checkpoint import NAMES, Shards, kept, stored_dtype
+from bitsweep.export.checkpoint import Shards, kept, stored_dtype
 from bitsweep.models import Model, files
-from bitsweep.models.shards import Entry, table
+from bitsweep.models.shards import DTYPES, Entry, table
 from bitsweep.run import Prepared
 from bitsweep.spec import QuantSpec
 from bitsweep.tensor import QuantTensor
@@ -38,8 +38,6 @@ AT_ONCE = 2**18
 """Numbers that are read and rounded at a time: a MiB of float32, which a cache holds."""
 
 DENSE = "hf-dense"
-
-DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
 
 @runtime_checkable

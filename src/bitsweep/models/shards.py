@@ -8,13 +8,36 @@ download or a copy is said with both sizes.
 from __future__ import annotations
 
 import json
+import math
 import struct
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 LONGEST = 100_000_000
 """Bytes of a header, as the library has it."""
+
+NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What a header calls a dtype."""
+
+DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
 
 class Damaged(Exception):  # noqa: N818 - it is a finding about a file
@@ -77,6 +100,17 @@ def table(path: Path) -> dict[str, Entry]:
         )
         for name, entry in found.items()
     }
+
+
+def floats(paths: Iterable[Path]) -> Counter[torch.dtype]:
+    """How many numbers the files have of each float dtype of 16 bits or more."""
+    counts: Counter[torch.dtype] = Counter()
+    for path in paths:
+        for entry in table(path).values():
+            dtype = DTYPES.get(entry.dtype, torch.uint8)
+            if dtype.is_floating_point and dtype.itemsize > 1:
+                counts[dtype] += math.prod(entry.shape)
+    return counts
 
 
 def _short(expected: int, size: int, least: str = "") -> str:

@@ -7,22 +7,18 @@ MiB is 2**20 bytes.
 
 from __future__ import annotations
 
-import json
-import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from bitsweep.activations import InputQuantizer
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference
 from bitsweep.linear import QuantEmbedding, QuantLinear
-from bitsweep.models import ModelSource, files, shapes
+from bitsweep.models import ModelSource, files, shapes, shards
 from bitsweep.probes import Needs
 from bitsweep.record import Delta, Kind, Measurement, Metric
 from bitsweep.tensor import QuantTensor, mask_bytes
@@ -31,8 +27,6 @@ if TYPE_CHECKING:
     from bitsweep.models import Model
 
 MIB = 2**20
-WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-"""Bytes of the float types of a safetensors file."""
 
 
 @dataclass(frozen=True)
@@ -170,23 +164,13 @@ def stored_bytes(source: ModelSource, artifacts: Artifacts) -> int:
 
     def make() -> int:
         counts: Counter[int] = Counter()
-        for path in files.locate(source, True, artifacts).weights(source.path):
-            for entry in _header(path).values():
-                if entry.get("dtype") in WIDTHS:
-                    counts[WIDTHS[entry["dtype"]]] += int(torch.Size(entry["shape"]).numel())
+        found = files.locate(source, True, artifacts).weights(source.path)
+        for dtype, numbers in shards.floats(found).items():
+            counts[dtype.itemsize] += numbers
         return counts.most_common(1)[0][0]
 
     key = {"path": source.path, "revision": source.revision}
     return artifacts.remember("stored_bytes", key, make)
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The table of a safetensors file: its length in 8 bytes, then JSON."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        table: dict[str, Any] = json.loads(file.read(length))
-    table.pop("__metadata__", None)
-    return table
 
 
 def _width(tensor: Tensor, stored: int) -> int:
