@@ -303,9 +303,10 @@ class Session:
         return {run_id for run_id in run_ids if job.force or not store.done(run_id)}
 
     def _mirror(self, job: Job) -> tracking.Mirror:
-        key = repr(job.tracker)
+        folder = job.point.folder
+        key = f"{job.tracker!r} {folder}"
         if key not in self._mirrors:
-            self._mirrors[key] = tracking.open(job.tracker, self.progress.warn)
+            self._mirrors[key] = tracking.open(job.tracker, Store(folder), self.progress.warn)
         return self._mirrors[key]
 
 

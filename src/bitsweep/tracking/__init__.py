@@ -1,65 +1,168 @@
 """A mirror of finished Records elsewhere (Weights & Biases): a view, never the source.
 
 A tracker is a frozen dataclass named by ``_target_`` in ``conf/tracker/<name>.yaml``. It sees a
-Record when that is on disk already, so losing it loses a view and nothing else. The rest of
-bitsweep meets a tracker only through :func:`open`, whose :class:`Mirror` never raises.
+Record when that is on disk already, so losing it loses a view and nothing else. A sweep meets a
+tracker only through :func:`open`, whose :class:`Mirror` never raises; ``bitsweep publish`` writes
+the same runs with :func:`publish_record` and :func:`publish_report`. Both keep the ledger.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from bitsweep.artifacts import digest, hash_file
 from bitsweep.record import Record
+from bitsweep.store import Store
+from bitsweep.tracking.layers import Layers
+from bitsweep.tracking.ledger import Ledger, Wanted
+from bitsweep.tracking.private import without_paths
 
 if TYPE_CHECKING:
     from bitsweep.report import Report
 
 Say = Callable[[str], None]
 GIVE_UP_AFTER = 3
+MANIFEST = "bitsweep.json"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a finished sweep shows: the front as a table, and pictures of it."""
+    """What a finished sweep shows: the front as a table, pictures of it, and the page's HTML."""
 
     experiment: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
     pictures: tuple[Path, ...] = ()
+    page: str = ""
 
     @classmethod
-    def of(cls, report: Report) -> Summary:
-        """The front of a written report, one row a point."""
+    def of(cls, report: Report, records: Iterable[Record]) -> Summary:
+        """The front of a written report, one row a point; the page without paths of ``records``."""
         from bitsweep.report.terminal import front_rows
 
         columns, rows = front_rows(report.frame)
         pictures = tuple(path for path in report.figures if path.suffix == ".png")
-        return cls(report.title, columns, rows, pictures)
+        page = without_paths(report.page.read_text(encoding="utf-8"), records)
+        return cls(report.title, columns, rows, pictures, page)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run over there: its id, and what stands in it beside the Record or the Summary.
+
+    ``again``: an earlier try may have left a part of it (or a whole with less beside it) under this
+    id: the run is written anew, whole, and there is one of it afterwards. ``superseded``: ids of
+    the same point's older contents there, tagged so where that can be done.
+    """
+
+    ident: str
+    again: bool = False
+    superseded: tuple[str, ...] = ()
+    layers: Layers | None = None
+    artifacts: tuple[Path, ...] = ()
 
 
 class Tracker(Protocol):
-    """Where Records are mirrored. Either verb may raise; a caller is protected by Mirror."""
+    """Where Records are mirrored. Every verb may raise; a sweep is protected by Mirror.
+
+    ConnectionError says that its server is not reached: the next Record would wait in vain as well.
+    """
 
     @property
     def name(self) -> str:
         """Its name on the command line, ``tracker=<name>``."""
         ...
 
-    def log(self, record: Record, say: Say) -> None:
+    def destination(self) -> str:
+        """Where runs go now (server, project, folder), as the ledger keeps it; holds no secret.
+
+        After a failure it may be another one (offline), where the Record is tried once more.
+        Empty: nowhere, nothing is written and the ledger stays as it is.
+        """
+        ...
+
+    def has(self, ident: str) -> bool:
+        """Whether a run that was published under this id is still there; True where asking would
+        cost a request to a server."""
+        ...
+
+    def log(self, record: Record, entry: Entry, say: Say) -> None:
         """Mirror one Record, whole, in one go."""
         ...
 
-    def summarize(self, summary: Summary, say: Say) -> None:
+    def summarize(self, summary: Summary, entry: Entry, say: Say) -> None:
         """Mirror what a sweep ended in."""
         ...
 
 
 def to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+def wanted_record(tracker: Tracker, record: Record, artifacts: tuple[Path, ...] = ()) -> Wanted:
+    """The run of one Record: its id begins with the run_id, its content is all that it says."""
+    return Wanted(
+        tracker=tracker.name,
+        destination=tracker.destination(),
+        run_id=record.run_id,
+        stem=record.run_id[:32],
+        digest=digest(record.to_json()),
+        extra=digest([hash_file(folder / MANIFEST) for folder in artifacts]) if artifacts else "",
+    )
+
+
+def wanted_report(tracker: Tracker, summary: Summary) -> Wanted:
+    """The run of a report: another front is another run, the same one with a new page is not."""
+    content = digest([summary.experiment, summary.rows])
+    return Wanted(
+        tracker=tracker.name,
+        destination=tracker.destination(),
+        run_id=f"report {summary.experiment}",
+        stem=f"report-{content[:24]}",
+        digest=content,
+        extra=digest(summary.page),
+    )
+
+
+def publish_record(
+    tracker: Tracker,
+    store: Store,
+    ledger: Ledger,
+    record: Record,
+    say: Say,
+    artifacts: tuple[Path, ...] = (),
+    anew: bool = False,
+) -> bool:
+    """Write the run of ``record`` unless the ledger has it; whether anything was written."""
+    wanted = wanted_record(tracker, record, artifacts)
+    if not wanted.destination:
+        return False
+    with ledger.claim(wanted, tracker.has, anew) as slot:
+        if slot is None:
+            return False
+        layers = Layers.of(store.details(record.run_id))
+        entry = Entry(slot.ident, slot.again, slot.superseded, layers, artifacts)
+        tracker.log(record, entry, say)
+    return True
+
+
+def publish_report(
+    tracker: Tracker, ledger: Ledger, summary: Summary, say: Say, anew: bool = False
+) -> bool:
+    """Write the run of a report unless the ledger has it; whether anything was written."""
+    wanted = wanted_report(tracker, summary)
+    if not wanted.destination:
+        return False
+    with ledger.claim(wanted, tracker.has, anew) as slot:
+        if slot is None:
+            return False
+        entry = Entry(slot.ident, slot.again, slot.superseded)
+        tracker.summarize(summary, entry, say)
+    return True
 
 
 @dataclass
@@ -71,35 +174,49 @@ class Mirror:
     """
 
     tracker: Tracker
+    store: Store
     say: Say = to_stderr
+    ledger: Ledger = field(init=False)
     _failures: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger.of(self.store.folder)
 
     def log(self, record: Record) -> bool:
         """Mirror a Record; whether that worked."""
-        return self._try(lambda: self.tracker.log(record, self.say))
+        return self._try(
+            lambda: publish_record(self.tracker, self.store, self.ledger, record, self.say)
+        )
 
     def report(self, report: Report) -> bool:
-        """Mirror the end of a sweep, its front and the pictures of it; whether that worked."""
-        return self._try(lambda: self.tracker.summarize(Summary.of(report), self.say))
+        """Mirror the end of a sweep, its front, pictures and page; whether that worked."""
 
-    def _try(self, mirror: Callable[[], None]) -> bool:
+        def mirror() -> bool:
+            summary = Summary.of(report, self.store.records())
+            return publish_report(self.tracker, self.ledger, summary, self.say)
+
+        return self._try(mirror)
+
+    def _try(self, mirror: Callable[[], object], last: bool = False) -> bool:
         if self._failures >= GIVE_UP_AFTER:
             return False
+        before = self.tracker.destination()
         try:
             mirror()
         except Exception as error:  # whatever a tracker does, the Record is on disk
+            first = (str(error).splitlines() or [""])[0]
+            what = f"tracker={self.tracker.name}: {type(error).__name__}: {first}"
+            if self.tracker.destination() != before and not last:
+                self.say(f"{what}; going on offline")
+                return self._try(mirror, last=True)
             if self._failures == 0:
-                first = (str(error).splitlines() or [""])[0]
-                self.say(
-                    f"tracker={self.tracker.name}: {type(error).__name__}: {first}; "
-                    "the Records are safe on disk, tracker=none turns it off"
-                )
+                self.say(f"{what}; the Records are safe on disk, tracker=none turns it off")
             self._failures += 1
             return False
         self._failures = 0
         return True
 
 
-def open(tracker: Tracker, say: Say = to_stderr) -> Mirror:
-    """The only door: ``mirror = tracking.open(tracker)``, then ``mirror.log(record)``."""
-    return Mirror(tracker, say)
+def open(tracker: Tracker, store: Store, say: Say = to_stderr) -> Mirror:
+    """A sweep's only door: ``mirror = tracking.open(tracker, store)``, ``mirror.log(record)``."""
+    return Mirror(tracker, store, say)

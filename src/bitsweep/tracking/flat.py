@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import Any
 
 from bitsweep.record import Record
 
 Scalar = str | int | float | bool | None
+TEXT_CAP = 6000
+"""Characters of one column: the most that MLflow takes for a parameter."""
+NAME_CAP = 200
+_END = r"\s,;|'\"(){}\[\]"
+PLACE = re.compile(rf"(?<![^=:{_END}])(?:[A-Za-z][\w+.-]*://|~?[/\\]|[A-Za-z]:[/\\])[^{_END}]+")
+"""A URL or an absolute path within a text."""
 
 
 def config(record: Record) -> dict[str, Scalar]:
@@ -16,8 +23,8 @@ def config(record: Record) -> dict[str, Scalar]:
     The command, the environment and free text such as an error's message stay here.
     """
     made = record.provenance
-    return {
-        **{name: plain(value) for name, value in record.point.items()},
+    columns = {
+        **record.point,
         "schema": record.schema,
         "run_id": record.run_id,
         "point_id": record.point_id,
@@ -34,27 +41,17 @@ def config(record: Record) -> dict[str, Scalar]:
         "bitsweep": made.get("versions", {}).get("bitsweep"),
         "torch": made.get("versions", {}).get("torch"),
     }
-
-
-def plain(value: Any) -> Scalar:
-    """A scalar that tells nothing of the machine: of an absolute path, a URL, its last part."""
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    text = str(value)
-    if "://" in text or text.startswith(("/", "~", "\\")) or re.match(r"[A-Za-z]:\\", text):
-        return re.split(r"[/\\]", text.split("?")[0].rstrip("/\\"))[-1]
-    return text
+    return {safe(name): plain(value) for name, value in columns.items()}
 
 
 def numbers(record: Record) -> dict[str, float | None]:
     """Metrics and their changes to full precision; None where there is no number.
 
-    ``ppl/in_domain``, ``ppl/in_domain_delta``, ``ppl/in_domain_delta_lo``: a point in a name
-    would nest it.
+    ``ppl/in_domain``, ``ppl/in_domain_delta``, ``ppl/in_domain_delta_lo``.
     """
     values: dict[str, float | None] = {}
     for name, metric in record.metrics.items():
-        key = name.replace(".", "_")
+        key = safe(name)
         values[key] = metric.value
         if metric.delta is not None:
             values[f"{key}_delta"] = metric.delta.value
@@ -62,5 +59,43 @@ def numbers(record: Record) -> dict[str, float | None]:
             values[f"{key}_delta_hi"] = metric.delta.hi
     for stage, cost in record.timings.items():
         if isinstance(cost, dict) and "wall_s" in cost:
-            values[f"wall_s/{stage}"] = cost["wall_s"]
+            values[f"wall_s/{safe(stage)}"] = cost["wall_s"]
     return values
+
+
+def label(record: Record) -> str:
+    """What a person calls the run: one line, at most 200 characters."""
+    text = " ".join(str(plain(record.point.get("label") or "")).split())
+    return text[:NAME_CAP] or record.run_id[:12]
+
+
+def period(record: Record) -> tuple[float, float]:
+    """When the Record was begun, and when it was done: seconds since 1970, UTC.
+
+    The same each time that it is published; 0 where the Record does not say.
+    """
+    try:
+        begun = datetime.fromisoformat(str(record.provenance.get("utc"))).timestamp()
+    except ValueError:
+        begun = 0.0
+    total = record.timings.get("total")
+    return begun, begun + float(total["wall_s"] if isinstance(total, dict) else 0.0)
+
+
+def plain(value: Any) -> Scalar:
+    """A scalar that tells nothing of the machine: of an absolute path, a URL, its last part."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    text = str(value)
+    whole = PLACE.match(text) is not None and "=" not in text  # a path may have a space in it
+    return (_last(text) if whole else PLACE.sub(lambda found: _last(found[0]), text))[:TEXT_CAP]
+
+
+def safe(name: str) -> str:
+    """A name that every tracker takes: words, ``-`` and ``/``; a point in it would nest it."""
+    words = re.sub(r"[^\w/-]", "_", name)
+    return "/".join(part for part in words.split("/") if part)[:NAME_CAP]
+
+
+def _last(place: str) -> str:
+    return re.split(r"[/\\]", place.split("?")[0].rstrip("/\\"))[-1]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bitsweep.record import Record
-from bitsweep.tracking import Say, Summary
+from bitsweep.tracking import Entry, Say, Summary
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,16 @@ class NoTracker:
 
     name: ClassVar[str] = "none"
 
-    def log(self, record: Record, say: Say) -> None:
+    def destination(self) -> str:
+        """Nowhere."""
+        return ""
+
+    def has(self, ident: str) -> bool:
+        """Nothing."""
+        return False
+
+    def log(self, record: Record, entry: Entry, say: Say) -> None:
         """Leave the Record where it is."""
 
-    def summarize(self, summary: Summary, say: Say) -> None:
+    def summarize(self, summary: Summary, entry: Entry, say: Say) -> None:
         """Leave the report where it is."""

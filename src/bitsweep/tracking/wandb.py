@@ -8,21 +8,29 @@ system metrics leave the machine; the config is an allow-list.
 
 from __future__ import annotations
 
+import configparser
+import json
 import netrc
 import os
 import re
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlparse
 
-from bitsweep.artifacts import digest
+from bitsweep.errors import UserError
 from bitsweep.record import Record
-from bitsweep.tracking import Say, Summary
-from bitsweep.tracking.flat import Scalar, config, numbers, plain
+from bitsweep.tracking import MANIFEST, Entry, Say, Summary
+from bitsweep.tracking.flat import config, numbers, plain
 
 Mode = Literal["online", "offline", "disabled"]
 TAG_CAP = 64
+SUPERSEDED = "superseded"
+CLOUD = "https://api.wandb.ai"
+CLOUD_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 SETTINGS = {
     "console": "off",
     "silent": True,
@@ -69,74 +77,106 @@ class Wandb:
     finish_timeout_s: float = 60.0
     name: ClassVar[str] = "wandb"
 
-    def log(self, record: Record, say: Say) -> None:
-        """One run: flat config columns, summary numbers under constant names."""
+    def destination(self) -> str:
+        """``online HOST/ENTITY/PROJECT`` or ``offline FOLDER/ENTITY/PROJECT``."""
+        mode = self.resolve_mode()
+        if mode == "disabled":
+            return ""
+        place = urlparse(base_url()).netloc.rpartition("@")[2] if mode == "online" else None
+        return f"{mode} {place or self.folder()}/{self.entity or 'default'}/{self.project}"
+
+    def has(self, ident: str) -> bool:
+        """Whether an offline run's folder is there; online it is what the ledger says."""
+        return self.resolve_mode() == "online" or bool(self._offline(ident))
+
+    def log(self, record: Record, entry: Entry, say: Say) -> None:
+        """One run: flat config columns, summary numbers under constant names, a table of layers."""
         tags = [record.point.get("model"), record.point.get("method"), record.status, *self.tags]
+
+        def fill(run: Any) -> None:
+            if entry.layers is not None:
+                run.log({"layers": _table(entry.layers.columns, entry.layers.rows)})
+            run.summary.update(numbers(record))
+            for folder in entry.artifacts:
+                run.log_artifact(_reference(record, folder))
+
         self._publish(
+            entry,
             say,
-            stem=record.run_id[:32],
+            fill,
             name=str(record.point.get("label") or record.run_id[:12]),
             group=record.experiment,
             job_type=record.kind,
             tags=[str(plain(tag))[:TAG_CAP] for tag in dict.fromkeys(tags) if tag],
             config=config(record),
-            values=numbers(record),
             exit_code=1 if record.status == "failed" else 0,
         )
 
-    def summarize(self, summary: Summary, say: Say) -> None:
-        """One run of job type ``report`` that carries the front as a Table, and its pictures."""
+    def summarize(self, summary: Summary, entry: Entry, say: Say) -> None:
+        """One run of job type ``report``: the front as a Table, its pictures, and the page."""
         import wandb
 
-        def values() -> dict[str, Any]:
-            table = wandb.Table(
-                columns=list(summary.columns),
-                data=[list(row) for row in summary.rows],
-                allow_mixed_types=True,
-            )
-            pictures = {path.stem: wandb.Image(str(path)) for path in summary.pictures}
-            return {"front": table, **pictures}
+        def fill(run: Any) -> None:
+            media = {path.stem: wandb.Image(str(path)) for path in summary.pictures}
+            if summary.page:
+                media["page"] = wandb.Html(summary.page, inject=False)
+            run.log({"front": _table(summary.columns, summary.rows), **media})
 
         self._publish(
+            entry,
             say,
-            stem=f"report-{digest([summary.experiment, summary.rows])[:24]}",
+            fill,
             name=f"{summary.experiment} report",
             group=summary.experiment,
             job_type="report",
             tags=[tag[:TAG_CAP] for tag in self.tags],
             config={"experiment": summary.experiment, "front_points": len(summary.rows)},
-            media=values,
         )
 
-    def _publish(self, say: Say, **run: Any) -> None:
+    def _publish(
+        self, entry: Entry, say: Say, fill: Callable[[Any], None], exit_code: int = 0, **run: Any
+    ) -> None:
+        """Write one run where W&B is reached; a run that can not be resumed is begun anew.
+
+        Raises:
+            ConnectionError: the server is not reached; from here on this process writes offline.
+            UserError: ``mode=online`` without a login.
+        """
         mode = self.resolve_mode()
-        if mode == "disabled":
+        if mode == "offline":
+            for folder in self._offline(entry.ident):
+                shutil.rmtree(folder)
+            self._write(mode, entry, fill, exit_code, **run)
+            line = f"W&B runs are kept offline; to upload: {self.sync_command()}"
+            _state.once(line, say)
             return
-        if mode == "online":
-            try:
-                self._write("online", **run)
-                return
-            except Exception as error:
-                _state.fallen_back = True
-                first = (str(error).splitlines() or [""])[0]
-                say(f"tracker=wandb: {type(error).__name__}: {first}; going on offline")
-        self._write("offline", **run)
-        _state.once(
-            f"W&B runs are kept offline; to upload: wandb sync {self.folder()}/offline-run-*",
-            say,
-        )
+        if not logged_in():
+            raise UserError(
+                "tracker.mode=online: W&B has no login here; type `wandb login` first, "
+                "or write offline with tracker.mode=offline"
+            )
+        import wandb
+        from wandb.errors import CommError
+
+        try:
+            made = self._write(mode, entry, fill, exit_code, **run)
+        except (CommError, OSError) as error:  # a timeout of either kind is among them
+            _state.fallen_back = True
+            wandb.teardown()  # its process would hold the id, and go on trying
+            first = (str(error).splitlines() or [""])[0]
+            raise ConnectionError(f"{type(error).__name__}: {first}") from error
+        _state.once(f"W&B: {made.project_url}", say)
+        for ident in entry.superseded:
+            _supersede(f"{made.entity}/{made.project}/{ident}")
 
     def _write(
         self,
         mode: Mode,
-        *,
-        stem: str,
-        config: dict[str, Scalar],
-        values: dict[str, float | None] | None = None,
-        media: Any = None,
-        exit_code: int = 0,
+        entry: Entry,
+        fill: Callable[[Any], None],
+        exit_code: int,
         **described: Any,
-    ) -> None:
+    ) -> Any:
         import wandb
 
         known = type(wandb.Settings()).model_fields  # the names that start with x_ come and go
@@ -145,13 +185,13 @@ class Wandb:
         if mode == "online":
             settings["init_timeout"] = self.init_timeout_s
             settings["finish_timeout"] = self.finish_timeout_s
+            settings["finish_timeout_raises"] = True
         place = self.folder().parent
         place.mkdir(parents=True, exist_ok=True)
         run = wandb.init(
             project=self.project,
             entity=self.entity or None,
-            id=f"{stem}-{self.attempt(stem)}",
-            config=config,
+            id=entry.ident,
             mode=mode,
             dir=str(place),
             reinit="finish_previous",
@@ -159,14 +199,12 @@ class Wandb:
             **described,
         )
         try:
-            if media is not None:
-                run.log(media())
-            if values is not None:
-                run.summary.update(values)
+            fill(run)
         except BaseException:
             run.finish(exit_code=1)
             raise
         run.finish(exit_code=exit_code)
+        return run
 
     def resolve_mode(self) -> Mode:
         """``mode``, or for ``auto`` what WANDB_MODE says, or whether there is a login."""
@@ -182,19 +220,68 @@ class Wandb:
         """Where run folders lie: W&B adds ``wandb`` to the directory that it is given."""
         return Path(self.dir or os.environ.get("WANDB_DIR") or ".bitsweep") / "wandb"
 
-    def attempt(self, stem: str) -> int:
-        """1, or one more than the newest run folder of this Record."""
-        ends = (re.search(r"-(\d+)$", path.name) for path in self.folder().glob(f"*run-*-{stem}-*"))
-        return 1 + max((int(end[1]) for end in ends if end), default=0)
+    def sync_command(self) -> str:
+        """What uploads the offline runs of this folder."""
+        return f"wandb sync {self.folder()}/offline-run-*"
+
+    def _offline(self, ident: str) -> list[Path]:
+        return sorted(self.folder().glob(f"offline-run-*-{ident}"))
+
+
+def base_url() -> str:
+    """The server: ``WANDB_BASE_URL``, the one that ``wandb login --host`` kept, or W&B's own."""
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    kept = configparser.ConfigParser(interpolation=None)
+    with suppress(OSError, UnicodeDecodeError, configparser.Error):
+        kept.read(folder / "settings", encoding="utf-8")
+    own = kept.get("default", "base_url", fallback=CLOUD)
+    return os.environ.get("WANDB_BASE_URL") or own
 
 
 def logged_in() -> bool:
     """Whether W&B would find credentials, without asking it or the network."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    host = urlparse(base_url()).netloc.rpartition("@")[2]
     file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
     try:
-        return netrc.netrc(str(file)).authenticators(host or "") is not None
+        known = netrc.netrc(str(file)).hosts
     except (OSError, netrc.NetrcParseError):
         return False
+    return any(name in known for name in (CLOUD_HOSTS if host in CLOUD_HOSTS else (host,)))
+
+
+def _table(columns: tuple[str, ...], rows: tuple[tuple[Any, ...], ...]) -> Any:
+    import wandb
+
+    data = [list(row) for row in rows]
+    return wandb.Table(columns=list(columns), data=data, allow_mixed_types=True)
+
+
+def _reference(record: Record, folder: Path) -> Any:
+    """An exported checkpoint where it lies: its files' digests go up, its weights do not."""
+    import wandb
+
+    made = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    stem = re.sub(r"[^\w.-]", "-", str(plain(record.point.get("model"))))
+    artifact = wandb.Artifact(
+        name=f"{stem}-{record.run_id[:12]}",
+        type="quantized-model",
+        metadata={**config(record), "export_format": made.get("format")},
+    )
+    artifact.add_reference(folder.resolve().as_uri())
+    return artifact
+
+
+def _supersede(path: str) -> None:
+    """Tag an older run; one that is not there any more needs none."""
+    import wandb
+    from wandb.errors import CommError
+
+    try:
+        run = wandb.Api().run(path)
+        if SUPERSEDED not in run.tags:
+            run.tags = [*run.tags, SUPERSEDED]
+            run.update()
+    except (CommError, ValueError):
+        return
