@@ -6,6 +6,7 @@ import re
 from datetime import datetime
 from typing import Any
 
+from bitsweep import timing
 from bitsweep.record import Record
 
 Scalar = str | int | float | bool | None
@@ -25,6 +26,7 @@ def config(record: Record) -> dict[str, Scalar]:
     made = record.provenance
     columns = {
         **record.point,
+        **_timed(record),
         "schema": record.schema,
         "run_id": record.run_id,
         "point_id": record.point_id,
@@ -42,6 +44,17 @@ def config(record: Record) -> dict[str, Scalar]:
         "torch": made.get("versions", {}).get("torch"),
     }
     return {safe(name): plain(value) for name, value in columns.items()}
+
+
+def _timed(record: Record) -> dict[str, Scalar]:
+    """Engine and threads of a timing Record as its signature says them: a point may be timed by
+    several, and without these two columns its runs could not be told apart."""
+    if record.kind != "timing":
+        return {}
+    signed = next((m.signature for m in record.metrics.values() if m.value is not None), "")
+    engine, shape = timing.ENGINE.search(signed), timing.Shape.read(signed)
+    found: dict[str, Scalar] = {} if engine is None else {"engine": engine[1]}
+    return found if shape is None else {**found, "threads": shape.threads}
 
 
 def numbers(record: Record) -> dict[str, float | None]:
