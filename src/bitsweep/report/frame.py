@@ -138,7 +138,7 @@ def _engine(record: Record) -> str | None:
 
 
 def _row(group: Sequence[Record], names: dict[str, str], machines: Machines) -> dict[str, Any]:
-    """The columns of one point. Of two timings on one machine, the faster decode stands."""
+    """The columns of one point. Of two engines on one machine the faster decode, the lower peak."""
     main = next((r for r in group if r.kind == "quality"), group[0])
     config = {k: v for k, v in main.point.items() if k not in (*HARDWARE, "model")}
     row: dict[str, Any] = {
@@ -206,10 +206,11 @@ def whole(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["only"].isna()] if "only" in frame else frame
 
 
-def _slowest_first(record: Record) -> tuple[float, str]:
-    metric = record.metrics.get("decode_ms")
-    slow = float("inf") if metric is None or metric.value is None else metric.value
-    return -slow, record.run_id
+def _slowest_first(record: Record) -> tuple[float, float, str]:
+    """By decode time; those that were not timed by the peak of their memory, the largest first."""
+    found = [record.metrics.get(name) for name in ("decode_ms", "decode_peak_mib")]
+    slow, large = (float("inf") if m is None or m.value is None else m.value for m in found)
+    return -slow, -large, record.run_id
 
 
 def _cells(metric: Metric, name: str) -> dict[str, Any]:
