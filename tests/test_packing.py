@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitsweep.packing import CHUNK, pack, pack_trits, packed_bytes, unpack, unpack_trits
+from bitsweep.packing import CHUNK, pack, pack_rows, pack_trits, packed_bytes, unpack, unpack_trits
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1001])
@@ -30,6 +30,17 @@ def test_three_bit_codes_follow_each_other_from_the_lowest_bit() -> None:
     codes = torch.tensor([0b001, 0b010, 0b111], dtype=torch.uint8)
     #              code 2's low bits | code 1 | code 0      code 2's high bit
     assert pack(codes, 3).tolist() == [0b11_010_001, 0b1]
+
+
+def test_four_bit_codes_go_two_to_a_byte_the_first_in_the_low_half() -> None:
+    assert pack(torch.tensor([1, 2, 15], dtype=torch.uint8), 4).tolist() == [0x21, 0x0F]
+
+
+@pytest.mark.parametrize("columns", [3, 8, 9])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_each_row_begins_at_a_byte_of_its_own(bits: int, columns: int) -> None:
+    codes = torch.arange(2 * columns).mul(37).remainder(2**bits).to(torch.uint8).view(2, columns)
+    assert torch.equal(pack_rows(codes, bits), torch.stack([pack(row, bits) for row in codes]))
 
 
 def test_a_code_that_does_not_fit_is_refused() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 TRITS = 5
 """Codes of three values in a byte."""
@@ -34,12 +35,35 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     for part, place in zip(flat.split(CHUNK), stream.split(CHUNK // 8 * bits), strict=True):
         if part.numel() and int(part.max()) >> bits:
             raise ValueError(f"a code of {int(part.max())} does not fit {bits} bits")
-        eights = torch.nn.functional.pad(part, (0, -part.numel() % 8)).view(-1, 8)
-        words = torch.zeros(len(eights), dtype=torch.int64, device=codes.device)
-        for i in range(8):
-            words |= eights[:, i].to(torch.int64) << (i * bits)
-        place.copy_(words.view(torch.uint8).view(-1, 8)[:, :bits].reshape(-1)[: place.numel()])
+        place.copy_(_within(part, bits) if 8 % bits == 0 else _across(part, bits)[: len(place)])
     return stream
+
+
+def _within(codes: Tensor, bits: int) -> Tensor:
+    """Flat codes as bytes, where none lies across two."""
+    each = 8 // bits
+    fields = pad(codes, (0, -len(codes) % each)).view(-1, each)
+    packed = fields[:, 0].clone()
+    for i in range(1, each):
+        packed |= fields[:, i] << (i * bits)
+    return packed
+
+
+def _across(codes: Tensor, bits: int) -> Tensor:
+    """Flat codes as bytes, eight of them at a time; zeros fill the last eight up."""
+    eights = pad(codes, (0, -len(codes) % 8)).view(-1, 8)
+    words = torch.zeros(len(eights), dtype=torch.int64, device=codes.device)
+    for i in range(8):
+        words |= eights[:, i].to(torch.int64) << (i * bits)
+    return words.view(torch.uint8).view(-1, 8)[:, :bits].reshape(-1)
+
+
+def pack_rows(codes: Tensor, bits: int) -> Tensor:
+    """``codes`` (uint8, ``(..., n)``) with a stream for each row: ``(..., ceil(n * bits / 8))``."""
+    columns = codes.shape[-1]
+    whole = pad(codes, (0, -columns % 8)) if columns % 8 else codes  # that would be a copy
+    stream = pack(whole, bits).view(*codes.shape[:-1], -1)
+    return stream[..., : packed_bytes(columns, bits)].contiguous()
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
@@ -49,7 +73,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     stream = packed[: packed_bytes(count, bits)]
     for part, place in zip(stream.split(CHUNK // 8 * bits), codes.split(CHUNK), strict=True):
         spread = torch.zeros((place.numel() + 7) // 8, 8, dtype=torch.uint8, device=packed.device)
-        whole = torch.nn.functional.pad(part, (0, len(spread) * bits - part.numel()))
+        whole = pad(part, (0, len(spread) * bits - part.numel()))
         spread[:, :bits] = whole.view(-1, bits)
         words = spread.view(torch.int64).view(-1)
         eights = torch.empty_like(spread)
@@ -64,7 +88,7 @@ def pack_trits(codes: Tensor) -> Tensor:
     flat = codes.reshape(-1)
     if flat.numel() and int(flat.max()) > 2:
         raise ValueError(f"a code of {int(flat.max())} is none of 0, 1 and 2")
-    fives = torch.nn.functional.pad(flat, (0, -flat.numel() % TRITS)).view(-1, TRITS)
+    fives = pad(flat, (0, -flat.numel() % TRITS)).view(-1, TRITS)
     return (fives * _places(codes.device)).sum(1, dtype=torch.uint8)
 
 

@@ -21,14 +21,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from bitsweep.engines.grid import about_zero
 from bitsweep.engines.protocols import lacking, quantized_layers
 from bitsweep.graph import tracing
 from bitsweep.linear import QuantEmbedding, QuantLinear
 from bitsweep.models import Model
-from bitsweep.spec import QuantSpec
+from bitsweep.packing import pack
 from bitsweep.tensor import QuantTensor
 
 LIBRARIES = ("openvino", "onnx", "onnxscript")
@@ -193,7 +193,7 @@ def dequantized(quant: QuantTensor) -> Node:
     inner = (groups, columns // groups) if groups > 1 else (columns,)
     params = (rows, groups, 1) if groups > 1 else (rows, 1)
     codes = quant.codes if quant.permutation is None else quant.codes[:, quant.permutation]
-    kind = "i" if signed(spec) else "u"
+    kind = "i" if about_zero(spec) else "u"
     if kind == "i":
         codes = codes ^ 2 ** int(spec.bits - 1)  # from 0 up -> two's complement
     weight = ops.convert(integers(codes, f"{kind}{spec.bits:g}", (rows, *inner)), "f32")
@@ -211,20 +211,11 @@ def dequantized(quant: QuantTensor) -> Node:
     return weight
 
 
-def signed(spec: QuantSpec) -> bool:
-    """Whether codes are about 0, with no zero-point."""
-    return spec.symmetric or spec.format == "narrow"
-
-
 def integers(codes: Tensor, kind: str, shape: tuple[int, ...]) -> Node:
     """A constant of ``kind`` (``u4``, ``i8`` ...) of the bits of ``codes`` uint8, in order."""
     ov = library()
     tensor = ov.Tensor(getattr(ov.Type, kind), ov.Shape(shape))
-    flat = codes.reshape(-1)
-    if kind.endswith("4"):  # two a byte, the first in the low half
-        flat = F.pad(flat, (0, len(flat) % 2))
-        flat = flat[0::2] | (flat[1::2] << 4)
-    tensor.data.reshape(-1).view(np.uint8)[:] = flat.numpy()
+    tensor.data.reshape(-1).view(np.uint8)[:] = pack(codes, int(kind[1:])).numpy()
     return ov.op.Constant(tensor)
 
 

@@ -22,6 +22,18 @@ def refuses(spec: QuantSpec, bits: int) -> str | None:
     return None
 
 
+def about_zero(spec: QuantSpec) -> bool:
+    """Whether codes lie about 0, with no zero-point."""
+    return spec.symmetric or spec.format == "narrow"
+
+
+def grouped(spec: QuantSpec, columns: int) -> str | None:
+    """Why rows of ``columns`` weights do not have one scale each (or all the same), or None."""
+    if spec.groups(columns) > 1:
+        return f"it has groups of {spec.group_size}, not one scale for each output channel"
+    return None
+
+
 def affine(weight: QuantTensor) -> tuple[Tensor, Tensor]:
     """Scale and zero of ``w = (code - zero) * scale``, float32, both ``(out, groups)``.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from bitsweep.engines import grid
 from bitsweep.engines.packed import COMPUTE, Packed
 from bitsweep.linear import QuantEmbedding
+from bitsweep.packing import pack_rows
 
 
 class Lookup(Packed):
@@ -30,10 +31,7 @@ class Lookup(Packed):
         weight = layer.quant
         self.num_embeddings, self.embedding_dim = weight.shape
         self.halves = weight.spec.bits == 4
-        codes = weight.codes
-        if self.halves:
-            codes = F.pad(codes, (0, self.embedding_dim % 2))
-            codes = codes[:, 0::2] | (codes[:, 1::2] << 4)
+        codes = pack_rows(weight.codes, 4) if self.halves else weight.codes
         scale, zero = grid.affine(weight)
         groups = scale.shape[1]
         size = weight.spec.group_size if groups > 1 else self.embedding_dim

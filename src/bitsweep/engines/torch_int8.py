@@ -30,10 +30,7 @@ class TorchInt8(TorchKernel):
     bits = 8
 
     def misfit(self, layer: QuantLinear) -> str | None:
-        spec = layer.quant.spec
-        if spec.groups(layer.in_features) > 1:
-            return f"it has groups of {spec.group_size}, not one scale for each output channel"
-        return None
+        return grid.grouped(layer.quant.spec, layer.in_features)
 
     def linear(self, weight: QuantTensor, bias: Tensor | None) -> nn.Module:
         return Int8Linear(weight, bias)

@@ -36,15 +36,13 @@ from bitsweep.engines import grid
 from bitsweep.engines._torch import TorchKernel
 from bitsweep.engines.packed import COMPUTE, Packed
 from bitsweep.engines.protocols import input_spec
+from bitsweep.formats.int import SMALLEST
 from bitsweep.linear import QuantEmbedding, QuantLinear
 from bitsweep.spec import PER_CHANNEL, InputSpec
 from bitsweep.tensor import QuantTensor
 
 HALF = 128
 """Codes are stored from 0 up; less this they are signed."""
-
-SMALLEST = 2.0**-126
-"""Of a scale, as in ``formats/int.py``."""
 
 COLUMNS = 32
 OUTPUTS = 256
@@ -82,10 +80,7 @@ class TorchInt8Dynamic(TorchKernel):
         return f"its inputs are a{found}, not dynamic 8-bit integers per token or tensor"
 
     def misfit(self, layer: QuantLinear) -> str | None:
-        spec = layer.quant.spec
-        if spec.groups(layer.in_features) > 1:
-            return f"it has groups of {spec.group_size}, not one scale for each output channel"
-        return None
+        return grid.grouped(layer.quant.spec, layer.in_features)
 
     def pack(self, layer: QuantLinear | QuantEmbedding) -> nn.Module:
         if isinstance(layer, QuantEmbedding):
@@ -132,11 +127,12 @@ class Inputs:
 
     def _grid(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scale and signed zero of each row of ``values``."""
+        least = SMALLEST[self.spec.quant.scale_dtype]
         if self.spec.quant.symmetric:
-            return values.abs().amax(1, True).div_(HALF - 0.5).clamp_min_(SMALLEST), None
+            return values.abs().amax(1, True).div_(HALF - 0.5).clamp_min_(least), None
         low = values.amin(1, True).clamp_max_(0)
         high = values.amax(1, True).clamp_min_(0)
-        scale = high.sub_(low).div_(2 * HALF - 1).clamp_min_(SMALLEST)
+        scale = high.sub_(low).div_(2 * HALF - 1).clamp_min_(least)
         return scale, low.neg_().div_(scale).sub_(HALF).clamp_(-HALF, HALF - 1).round_()
 
     def _codes_of(self, values: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:

@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitsweep.engines import grid
+from bitsweep.engines.protocols import input_spec
 from bitsweep.graph import inputs, qdq, tracing, weights
 from bitsweep.linear import QuantLinear
 from bitsweep.models import Model
+from bitsweep.packing import pack_rows
 from bitsweep.spec import InputSpec
 from bitsweep.tensor import QuantTensor
 
@@ -39,7 +41,7 @@ class Filler(qdq.Filler):
     """Fills linear layers with packed operators; embeddings are as in :mod:`bitsweep.graph.qdq`."""
 
     def linear(self, tape: ir.tape.Tape, x: ir.Value, layer: QuantLinear) -> ir.Value:
-        spec = inputs.spec_of(layer)
+        spec = input_spec(layer)
         if spec is None:
             return self.blocks(tape, x, layer.quant, largest(layer.quant), FLOATING)
         if spec.quant.group_size > 0:
@@ -59,7 +61,7 @@ class Filler(qdq.Filler):
                 f"{name}.codes",
                 (rows, count, block * bits // 8),
                 ir.DataType.UINT8,
-                lambda: dense_bytes(padded(weights.unsigned(quant), count * block), bits).view(
+                lambda: pack_rows(padded(weights.unsigned(quant), count * block), bits).view(
                     rows, count, -1
                 ),
             ),
@@ -78,7 +80,7 @@ class Filler(qdq.Filler):
                     f"{name}.zero",
                     (rows * -(-count * bits // 8),),
                     ir.DataType.UINT8,
-                    lambda: dense_bytes(of_blocks(quant, "zero", block), bits).reshape(-1),
+                    lambda: pack_rows(of_blocks(quant, "zero", block), bits).reshape(-1),
                 )
             )
         attributes = {"K": columns, "N": rows, "bits": bits, "block_size": block}
@@ -122,7 +124,7 @@ class Filler(qdq.Filler):
 
 def refuses(layer: QuantLinear) -> str | None:
     """Why none of these operators executes ``layer`` exactly as quantized, or None."""
-    spec, asked = layer.quant.spec, inputs.spec_of(layer)
+    spec, asked = layer.quant.spec, input_spec(layer)
     reason = inputs.refuses(layer)
     if reason is not None:
         return reason
@@ -182,13 +184,3 @@ def of_blocks(quant: QuantTensor, name: str, block: int) -> Tensor:
 def padded(codes: Tensor, columns: int) -> Tensor:
     """``codes`` with as many columns; what is added meets no input."""
     return F.pad(codes, (0, columns - codes.shape[1]))
-
-
-def dense_bytes(codes: Tensor, bits: int) -> Tensor:
-    """Rows of codes ``(out, n)`` of 2, 4 or 8 bits as bytes, the first code in the lowest bits."""
-    each = 8 // bits
-    codes = F.pad(codes, (0, -codes.shape[1] % each))
-    packed = codes[:, 0::each].clone()
-    for place in range(1, each):
-        packed |= codes[:, place::each] << (bits * place)
-    return packed

@@ -13,12 +13,12 @@ import onnx_ir as ir
 import torch
 
 from bitsweep.activations import InputQuantizer
+from bitsweep.engines.grid import about_zero
+from bitsweep.engines.protocols import input_spec
+from bitsweep.formats.int import SMALLEST
 from bitsweep.graph.weights import constant
 from bitsweep.linear import QuantLinear
-from bitsweep.spec import PER_CHANNEL, InputSpec
-
-SMALLEST = 2.0**-126
-"""Of a scale; that of nothing but zeros."""
+from bitsweep.spec import PER_CHANNEL
 
 HALF = 128
 FORMATS = ("int", "narrow")
@@ -59,22 +59,11 @@ def refuses(layer: QuantLinear) -> str | None:
     return None
 
 
-def spec_of(layer: QuantLinear) -> InputSpec | None:
-    """What becomes of the inputs of ``layer``."""
-    found = layer.input_quantizer
-    return None if found is None else cast(InputQuantizer, found).spec
-
-
-def symmetric(spec: InputSpec) -> bool:
-    """Whether the codes lie about 0, without a zero point."""
-    return spec.quant.symmetric or spec.quant.format == "narrow"
-
-
 def restored(
     tape: ir.tape.Tape, graph: ir.Graph, x: ir.Value, layer: QuantLinear, name: str
 ) -> ir.Value:
     """What the codes of ``x`` stand for; ``x`` itself where inputs stay as they are."""
-    spec = spec_of(layer)
+    spec = input_spec(layer)
     if spec is None:
         return x
     group = spec.quant.group_size
@@ -97,17 +86,17 @@ def quantized(
     tape: ir.tape.Tape, graph: ir.Graph, x: ir.Value, layer: QuantLinear, name: str
 ) -> Codes:
     """The codes of ``x``, each row (last axis) or the whole of it on a scale of its own."""
-    spec = spec_of(layer)
+    spec = input_spec(layer)
     assert spec is not None
     half = constant(graph, "half", torch.tensor(HALF, dtype=torch.uint8))
     if spec.range != "dynamic":
         return _static(tape, graph, x, layer, name)
-    if not symmetric(spec) and spec.per == "tensor":
+    if not about_zero(spec.quant) and spec.per == "tensor":
         outputs = tape.op_multi_out("DynamicQuantizeLinear", [x], num_outputs=3)
         return Codes(*outputs)
     axes = constant(graph, "last", torch.tensor([-1]))
     over = [axes] if spec.per == "token" else []
-    if symmetric(spec):
+    if about_zero(spec.quant):
         largest = tape.op("ReduceMax", [tape.op("Abs", [x]), *over], {"keepdims": int(bool(over))})
         levels = 127.0 if spec.quant.format == "narrow" else 127.5
         scale = _scale(tape, graph, largest, levels)
@@ -137,7 +126,7 @@ def _static(
 
 def _scale(tape: ir.tape.Tape, graph: ir.Graph, reach: ir.Value, levels: float) -> ir.Value:
     steps = constant(graph, f"levels.{levels:g}", torch.tensor(levels))
-    least = constant(graph, "smallest", torch.tensor(SMALLEST))
+    least = constant(graph, "smallest", torch.tensor(SMALLEST["float32"]))
     return tape.op("Max", [tape.op("Div", [reach, steps]), least])
 
 

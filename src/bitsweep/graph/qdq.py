@@ -20,7 +20,7 @@ import onnx_ir as ir
 import torch
 
 from bitsweep import kv
-from bitsweep.engines.protocols import Quantized, quantized_layers
+from bitsweep.engines.protocols import Quantized, input_spec, quantized_layers
 from bitsweep.graph import inputs, tracing, weights
 from bitsweep.library import LibraryLinear
 from bitsweep.linear import QuantEmbedding, QuantLinear
@@ -70,7 +70,7 @@ def misfit(spec: QuantSpec) -> str | None:
 
 def _misfused(layer: QuantLinear) -> str | None:
     """Why onnxruntime 1.31 would fail on the layer, whose integers it multiplies, or None."""
-    asked = inputs.spec_of(layer)
+    asked = input_spec(layer)
     if asked is None or asked.per == "token" or weights.single(layer.quant):
         return None
     return f"inputs a{asked} with weights in groups: onnxruntime fuses these wrongly"

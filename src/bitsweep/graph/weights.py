@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from bitsweep.packing import pack_rows
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR
 from bitsweep.tensor import QuantTensor
 
@@ -61,10 +62,7 @@ def constant(graph: ir.Graph, name: str, values: Tensor) -> ir.Value:
 
 def halves(codes: Tensor) -> Tensor:
     """Codes of 4 bits along the last axis, two a byte, the first in the low half; uint8."""
-    codes = codes.to(torch.uint8) & 15
-    if codes.shape[-1] % 2:
-        codes = torch.nn.functional.pad(codes, (0, 1))
-    return codes[..., 0::2] | (codes[..., 1::2] << 4)
+    return pack_rows(codes.to(torch.uint8) & 15, 4)
 
 
 def unsigned(quant: QuantTensor) -> Tensor:
