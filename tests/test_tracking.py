@@ -52,6 +52,9 @@ class Down:
     def has(self, ident: str) -> bool:
         return True
 
+    def hint(self) -> str:
+        return ""
+
     def log(self, record: Record, entry: tracking.Entry, say: tracking.Say) -> None:
         self.calls += 1
         raise TimeoutError("no answer\nafter 15 s")
@@ -61,7 +64,7 @@ class Down:
 
 def test_a_tracker_that_raises_costs_one_line_and_is_left_alone(tmp_path, said):
     tracker = Down()
-    mirror = tracking.open(tracker, Store(tmp_path), said.append)
+    mirror = tracking.open([tracker], Store(tmp_path), said.append)
     assert [mirror.log(record) for record in measured() * 2] == [False] * 6
     assert said == [
         "tracker=down: TimeoutError: no answer; "

@@ -30,6 +30,7 @@ def _no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "no-config"))
     monkeypatch.setattr(wandb_tracking, "_state", wandb_tracking._State())
+    monkeypatch.setattr(tracking, "_hinted", set())
 
 
 def measured() -> list[Record]:
@@ -44,7 +45,7 @@ def opened(folder: Path, said: list[str], **options: Any) -> tracking.Mirror:
     """A mirror into ``folder/wandb`` of the results in ``folder/results/demo``."""
     store = Store(folder / "results" / "demo")
     store.prepare()
-    return tracking.open(Wandb(dir=str(folder), **options), store, said.append)
+    return tracking.open([Wandb(dir=str(folder), **options)], store, said.append)
 
 
 @pytest.fixture
@@ -183,6 +184,6 @@ def test_a_login_in_netrc_is_found(tmp_path, monkeypatch):
 def test_none_and_disabled_write_nothing(tmp_path, said, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for tracker in (NoTracker(), Wandb(mode="disabled")):
-        assert tracking.open(tracker, Store(tmp_path), said.append).log(measured()[0])
+        assert tracking.open([tracker], Store(tmp_path), said.append).log(measured()[0])
     assert said == []
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""A mirror of finished Records elsewhere (Weights & Biases): a view, never the source.
+"""Mirrors of finished Records elsewhere (W&B, MLflow, TensorBoard): views, never the source.
 
 A tracker is a frozen dataclass named by ``_target_`` in ``conf/tracker/<name>.yaml``. It sees a
 Record when that is on disk already, so losing it loses a view and nothing else. A sweep meets a
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 GIVE_UP_AFTER = 3
 MANIFEST = "bitsweep.json"
+"""Of an exported checkpoint; ``models.files`` would import torch for the name."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,10 @@ class Tracker(Protocol):
         cost a request to a server."""
         ...
 
+    def hint(self) -> str:
+        """What to type, or where to look, to see what was published; empty for nothing."""
+        ...
+
     def log(self, record: Record, entry: Entry, say: Say) -> None:
         """Mirror one Record, whole, in one go."""
         ...
@@ -97,6 +102,10 @@ class Tracker(Protocol):
     def summarize(self, summary: Summary, entry: Entry, say: Say) -> None:
         """Mirror what a sweep ended in."""
         ...
+
+
+_hinted: set[str] = set()
+"""What was said in this process: one line a sweep, not one an experiment or a point."""
 
 
 def to_stderr(line: str) -> None:
@@ -124,7 +133,7 @@ def wanted_report(tracker: Tracker, summary: Summary) -> Wanted:
         run_id=f"report {summary.experiment}",
         stem=f"report-{content[:24]}",
         digest=content,
-        extra=digest(summary.page),
+        extra=digest(summary.page) if summary.page else "",
     )
 
 
@@ -214,9 +223,28 @@ class Mirror:
             self._failures += 1
             return False
         self._failures = 0
+        hint = self.tracker.hint()
+        if hint and hint not in _hinted:
+            _hinted.add(hint)
+            self.say(hint)
         return True
 
 
-def open(tracker: Tracker, store: Store, say: Say = to_stderr) -> Mirror:
-    """A sweep's only door: ``mirror = tracking.open(tracker, store)``, ``mirror.log(record)``."""
-    return Mirror(tracker, store, say)
+@dataclass(frozen=True)
+class Mirrors:
+    """Several trackers at once: one that is down stops none of the others."""
+
+    each: tuple[Mirror, ...]
+
+    def log(self, record: Record) -> bool:
+        """Mirror a Record in each; whether all of that worked."""
+        return all([mirror.log(record) for mirror in self.each])
+
+    def report(self, report: Report) -> bool:
+        """Mirror the end of a sweep in each; whether all of that worked."""
+        return all([mirror.report(report) for mirror in self.each])
+
+
+def open(trackers: Iterable[Tracker], store: Store, say: Say = to_stderr) -> Mirrors:
+    """A sweep's only door: ``mirror = tracking.open(trackers, store)``, ``mirror.log(record)``."""
+    return Mirrors(tuple(Mirror(tracker, store, say) for tracker in trackers))

@@ -23,6 +23,10 @@ class NoTracker:
         """Nothing."""
         return False
 
+    def hint(self) -> str:
+        """Nothing to see."""
+        return ""
+
     def log(self, record: Record, entry: Entry, say: Say) -> None:
         """Leave the Record where it is."""
 

@@ -9,25 +9,29 @@ import shlex
 from collections.abc import Iterable, Iterator
 
 from bitsweep.record import Record
+from bitsweep.tracking.flat import PLACE, plain
 
-ABSOLUTE = re.compile(r"(?:/|~/|[A-Za-z]:\\)[^\s,;'\"()\[\]{}=]+")
+SHORTEST = 4
+"""Of a path that is looked for: what scripts use as ``/`` or ``/g`` is none."""
+BEFORE, AFTER = r"(?<![\w/.~])", r"(?![\w.-])"
 
 
 def without_paths(text: str, records: Iterable[Record]) -> str:
     """``text`` (HTML, JSON in it) in which no absolute path of these Records is left.
 
-    Only strings that Records hold are looked for: a pattern for paths would cut scripts as well.
+    Only what Records hold is looked for: a pattern for paths would cut scripts as well.
     """
-    found = {path for record in records for path in _paths(record)}
+    found = {path for record in records for path in _paths(record) if len(path) >= SHORTEST}
     for path in sorted(found, key=len, reverse=True):
-        last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+        last = str(plain(path))
         for write in (str, html.escape, lambda value: json.dumps(value)[1:-1]):
-            text = text.replace(write(path), write(last))
+            shown = write(last).replace("\\", r"\\")
+            text = re.sub(BEFORE + re.escape(write(path)) + AFTER, shown, text)
     return text
 
 
 def _paths(record: Record) -> Iterator[str]:
-    """Absolute paths in what a Record says in words."""
+    """Absolute paths and URLs in what a Record says in words."""
     command = str(record.provenance.get("command") or "")
     try:
         words = shlex.split(command)
@@ -36,7 +40,4 @@ def _paths(record: Record) -> Iterator[str]:
     words += [str(record.model.get("path") or ""), str(record.reason or "")]
     words += [value for value in record.point.values() if isinstance(value, str)]
     for word in words:
-        for match in ABSOLUTE.finditer(word):
-            before = word[match.start() - 1] if match.start() else "="
-            if before in "=,[({'\" ":
-                yield match[0]
+        yield from (match[0] for match in PLACE.finditer(word))

@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlparse
@@ -24,7 +24,7 @@ from urllib.parse import urlparse
 from bitsweep.errors import UserError
 from bitsweep.record import Record
 from bitsweep.tracking import MANIFEST, Entry, Say, Summary
-from bitsweep.tracking.flat import config, numbers, plain
+from bitsweep.tracking.flat import config, label, numbers, plain
 
 Mode = Literal["online", "offline", "disabled"]
 TAG_CAP = 64
@@ -49,12 +49,7 @@ class _State:
     """What this process has said and learnt; the options of a tracker are frozen."""
 
     fallen_back: bool = False
-    said: set[str] = field(default_factory=set)
-
-    def once(self, line: str, say: Say) -> None:
-        if line not in self.said:
-            self.said.add(line)
-            say(line)
+    url: str = ""
 
 
 _state = _State()
@@ -89,6 +84,12 @@ class Wandb:
         """Whether an offline run's folder is there; online it is what the ledger says."""
         return self.resolve_mode() == "online" or bool(self._offline(ident))
 
+    def hint(self) -> str:
+        """How to upload what is kept offline, or where it is seen."""
+        if self.resolve_mode() == "offline":
+            return f"W&B runs are kept offline; to upload: {self.sync_command()}"
+        return f"W&B: {_state.url}" if _state.url else ""
+
     def log(self, record: Record, entry: Entry, say: Say) -> None:
         """One run: flat config columns, summary numbers under constant names, a table of layers."""
         tags = [record.point.get("model"), record.point.get("method"), record.status, *self.tags]
@@ -102,9 +103,8 @@ class Wandb:
 
         self._publish(
             entry,
-            say,
             fill,
-            name=str(record.point.get("label") or record.run_id[:12]),
+            name=label(record),
             group=record.experiment,
             job_type=record.kind,
             tags=[str(plain(tag))[:TAG_CAP] for tag in dict.fromkeys(tags) if tag],
@@ -124,7 +124,6 @@ class Wandb:
 
         self._publish(
             entry,
-            say,
             fill,
             name=f"{summary.experiment} report",
             group=summary.experiment,
@@ -134,7 +133,7 @@ class Wandb:
         )
 
     def _publish(
-        self, entry: Entry, say: Say, fill: Callable[[Any], None], exit_code: int = 0, **run: Any
+        self, entry: Entry, fill: Callable[[Any], None], exit_code: int = 0, **run: Any
     ) -> None:
         """Write one run where W&B is reached; a run that can not be resumed is begun anew.
 
@@ -147,13 +146,11 @@ class Wandb:
             for folder in self._offline(entry.ident):
                 shutil.rmtree(folder)
             self._write(mode, entry, fill, exit_code, **run)
-            line = f"W&B runs are kept offline; to upload: {self.sync_command()}"
-            _state.once(line, say)
             return
         if not logged_in():
             raise UserError(
-                "tracker.mode=online: W&B has no login here; type `wandb login` first, "
-                "or write offline with tracker.mode=offline"
+                "tracker.wandb.mode=online: W&B has no login here; type `wandb login` first, "
+                "or write offline with tracker.wandb.mode=offline"
             )
         import wandb
         from wandb.errors import CommError
@@ -165,7 +162,7 @@ class Wandb:
             wandb.teardown()  # its process would hold the id, and go on trying
             first = (str(error).splitlines() or [""])[0]
             raise ConnectionError(f"{type(error).__name__}: {first}") from error
-        _state.once(f"W&B: {made.project_url}", say)
+        _state.url = made.project_url or ""
         for ident in entry.superseded:
             _supersede(f"{made.entity}/{made.project}/{ident}")
 
