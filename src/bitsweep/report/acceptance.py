@@ -127,7 +127,7 @@ def cases(frame: pd.DataFrame) -> dict[str, Case]:
     """The Case of each model of ``frame``."""
     meaning = frame.attrs.get("metrics", {})
     names = [name for name in meaning if name in frame]
-    plain = _bare(frame, {"model", "status", "method", *CHANGED, *names})
+    plain = bare(frame, {"model", "status", "method", *CHANGED, *names})
     own = primaries(_with_attrs(plain, {k: v for k, v in meaning.items() if k.startswith("ppl/")}))
     found = {}
     for model, part in plain.groupby("model", sort=False):
@@ -142,7 +142,7 @@ def cases(frame: pd.DataFrame) -> dict[str, Case]:
     return found
 
 
-def _bare(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+def bare(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
     """Those of ``columns`` that are there, without ``attrs``, which pandas copies at each step."""
     bare = frame.copy(deep=False)
     bare.attrs = {}
@@ -156,21 +156,19 @@ def _with_attrs(frame: pd.DataFrame, meaning: Meaning) -> pd.DataFrame:
     return made
 
 
-def needed(frame: pd.DataFrame, line: Acceptance) -> pd.DataFrame:
-    """``frame`` without the columns that no limit of ``line`` looks at, and without ``attrs``."""
+def needed(frame: pd.DataFrame, line: Acceptance, also: Iterable[str] = ()) -> pd.DataFrame:
+    """``frame`` without ``attrs`` and the columns that no limit of ``line`` looks at, but those
+    that begin as one of ``also`` does.
+    """
     asked = {*line.drop, *line.keep}
     kinds = {estimate.kind(name) for name in asked} | ({"ppl"} if "" in asked else set())
-    looked = (estimate.SPEED, estimate.PEAK, estimate.RESIDENT, estimate.FILE, "engine")
-    return _bare(
-        frame,
-        [
-            name
-            for name in map(str, frame.columns)
-            if name in ROW
-            or name.startswith(looked)
-            or estimate.kind(name.partition(".")[0]) in kinds
-        ],
-    )
+    looked = (estimate.SPEED, estimate.PEAK, estimate.RESIDENT, estimate.FILE, "engine", *also)
+    wanted = [
+        name
+        for name in map(str, frame.columns)
+        if name in ROW or name.startswith(looked) or estimate.kind(name.partition(".")[0]) in kinds
+    ]
+    return bare(frame, wanted)
 
 
 def checks(row: Row, line: Acceptance, case: Case) -> list[Check]:
