@@ -146,7 +146,8 @@ def test_the_tracker_sees_new_records_only(desk: Desk, monkeypatch: pytest.Monke
     from bitsweep.tracking.none import NoTracker
 
     seen: list[str] = []
-    monkeypatch.setattr(NoTracker, "log", lambda self, record, say: seen.append(record.run_id))
+    monkeypatch.setattr(NoTracker, "destination", lambda self: "here")
+    monkeypatch.setattr(NoTracker, "log", lambda self, record, *_: seen.append(record.run_id))
     swept(desk, "bits=3")
     swept(desk, "bits=3,4")
     assert len(seen) == len(set(seen)) == 2
@@ -155,9 +156,10 @@ def test_the_tracker_sees_new_records_only(desk: Desk, monkeypatch: pytest.Monke
 def test_a_tracker_that_fails_costs_no_point(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     from bitsweep.tracking.none import NoTracker
 
-    def unreachable(self: NoTracker, record: object, say: object) -> None:
+    def unreachable(self: NoTracker, *_: object) -> None:
         raise ConnectionError("no route")
 
+    monkeypatch.setattr(NoTracker, "destination", lambda self: "there")
     monkeypatch.setattr(NoTracker, "log", unreachable)
     session = swept(desk, "bits=3,4")
     assert not session.failed

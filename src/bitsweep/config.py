@@ -39,7 +39,7 @@ class Job:
     """A Point, and what its run does that changes none of its numbers."""
 
     point: Point
-    tracker: Tracker
+    trackers: tuple[Tracker, ...] = ()
     force: bool = False
     threads: int | None = None
 
@@ -96,8 +96,18 @@ def parse(values: Mapping[str, Any], taken: Mapping[str, str], command: str = ""
         options=options,
         command=command,
     )
-    tracker = target("tracker", values["tracker"], plugins)
-    return Job(point, tracker, run["force"], run["threads"])
+    return Job(point, trackers(values, plugins), run["force"], run["threads"])
+
+
+def trackers(values: Mapping[str, Any], plugins: Sequence[str] = ()) -> tuple[Tracker, ...]:
+    """Where Records are mirrored: ``tracker=wandb``, several of them as ``tracker=[wandb,mlflow]``.
+
+    Raises:
+        UserError: an unknown key, or a tracker whose package is missing.
+    """
+    if "_target_" in (values.get("tracker") or {}):
+        raise UserError("tracker._target_: stands below the tracker's name, NAME: {_target_: ...}")
+    return tuple(_chain("tracker", values, plugins).values())
 
 
 def check(job: Job, artifacts: Artifacts) -> None:
@@ -239,7 +249,7 @@ def _yaml_path(choice: str, otherwise: str) -> str:
 
 
 def _chain(group: str, values: Mapping[str, Any], plugins: Sequence[str]) -> dict[str, Any]:
-    """The steps of ``transforms`` or ``recover`` by name, in the order in which they were asked."""
+    """The choices of a group that takes several, by name, in the order in which they were asked."""
     chosen = values.get(group) or {}
     if not isinstance(chosen, Mapping):
         raise UserError(f"{group}={show(chosen)}: takes a list of {', '.join(group_files(group))}")

@@ -191,7 +191,7 @@ class Session:
     progress: Progress = field(default_factory=Progress)
     candidates: list[Candidate] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
-    _mirrors: dict[str, tracking.Mirror] = field(default_factory=dict)
+    _mirrors: dict[str, tracking.Mirrors] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         """A launcher that starts processes gives each its own artifacts over the same cache."""
@@ -284,7 +284,7 @@ class Session:
         self.outcomes += [outcome for outcome in outcomes if id(outcome) not in known]
 
     def mirror_report(self, report: Any) -> None:
-        """Show the tracker what the sweep ended in."""
+        """Show the trackers what the sweep ended in."""
         if self.candidates:
             self._mirror(self.candidates[0].job).report(report)
 
@@ -302,11 +302,11 @@ class Session:
             return set()  # execute says what is wrong
         return {run_id for run_id in run_ids if job.force or not store.done(run_id)}
 
-    def _mirror(self, job: Job) -> tracking.Mirror:
+    def _mirror(self, job: Job) -> tracking.Mirrors:
         folder = job.point.folder
-        key = f"{job.tracker!r} {folder}"
+        key = f"{job.trackers!r} {folder}"
         if key not in self._mirrors:
-            self._mirrors[key] = tracking.open(job.tracker, Store(folder), self.progress.warn)
+            self._mirrors[key] = tracking.open(job.trackers, Store(folder), self.progress.warn)
         return self._mirrors[key]
 
 

@@ -1,0 +1,255 @@
+"""MLflow: one run per Record, in a database file or on a server.
+
+A run is found again by the tags ``bitsweep.id`` and ``bitsweep.digest``, so that publishing twice,
+from another machine or without a ledger, makes it once. The client is used below MLflow's fluent
+API, which would add the user's name, the script's path and the git commit by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlsplit
+
+from bitsweep.artifacts import digest
+from bitsweep.record import Record
+from bitsweep.tracking import MANIFEST, Entry, Say, Summary
+from bitsweep.tracking.flat import config, label, numbers, period, plain
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DEFAULT = "sqlite:///.bitsweep/mlflow.db"
+SQLITE = "sqlite:///"
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+ID, DIGEST, SUPERSEDED = "bitsweep.id", "bitsweep.digest", "bitsweep.superseded"
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+@dataclass(frozen=True)
+class Mlflow:
+    """``tracking_uri``: a database (``sqlite:///FILE``) or a server (``http://HOST:PORT``); empty
+    means ``$MLFLOW_TRACKING_URI``, else ``sqlite:///.bitsweep/mlflow.db``. ``timeout_s`` bounds
+    each request to a server, which is not repeated.
+    """
+
+    tracking_uri: str = ""
+    timeout_s: float = 15.0
+    name: ClassVar[str] = "mlflow"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where it could never work: said before a point is measured."""
+        scheme = self._uri().partition(":")[0].partition("+")[0]
+        if scheme not in SCHEMES or not self.timeout_s >= 1:
+            wrong = f"timeout_s={self.timeout_s:g}: takes seconds from 1"
+            if scheme not in SCHEMES:
+                wrong = (
+                    f"tracking_uri={_bare(self._uri())}: MLflow keeps runs in a database or on a "
+                    "server; try sqlite:///mlflow.db or http://localhost:5000"
+                )
+            raise ValueError(wrong)
+        needed = ("mlflow", "sqlalchemy", "alembic") if scheme == "sqlite" else ("mlflow",)
+        missing = [name for name in needed if find_spec(name) is None]
+        if missing:
+            raise ValueError(f"{missing[0]} is not installed; pip install 'bitsweep[mlflow]'")
+
+    def destination(self) -> str:
+        """The database or server, without user and password."""
+        return _bare(self._uri())
+
+    def has(self, ident: str) -> bool:
+        """Whether the database file is there; of a server it is what the ledger says."""
+        file = self._file()
+        return file is None or file.is_file()
+
+    def hint(self) -> str:
+        """What opens MLflow's page over the database file, or the server."""
+        if self._file() is None:
+            return f"MLflow: {self.destination()}"
+        return f"MLflow: mlflow ui --backend-store-uri {self.destination()}"
+
+    def log(self, record: Record, entry: Entry, say: Say) -> None:
+        """One run: columns as parameters, numbers as metrics, a table of layers."""
+        tags = {
+            "kind": record.kind,
+            "status": record.status,
+            "bitsweep.run_id": record.run_id,
+            "bitsweep.point_id": record.point_id,
+            "bitsweep.attempt": entry.ident.rpartition("-")[2],
+            DIGEST: digest(record.to_json()),
+        }
+        begun, done = (round(1000 * moment) for moment in period(record))
+
+        def fill(client: MlflowClient, run_id: str) -> None:
+            from mlflow.entities import Metric, Param
+
+            given = {k: v for k, v in config(record).items() if v is not None}
+            values = {k: v for k, v in numbers(record).items() if v is not None}
+            client.log_batch(
+                run_id,
+                metrics=[Metric(name, value, done, 0) for name, value in values.items()],
+                params=[Param(name, shown(value)) for name, value in given.items()],
+            )
+            if entry.layers is not None:
+                _table(client, run_id, "layers", entry.layers.columns, entry.layers.rows)
+            for folder in entry.artifacts:
+                made = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+                text = json.dumps(_placeless(made), indent=1, ensure_ascii=False)
+                client.log_text(run_id, text, f"exported/{folder.name}/{MANIFEST}")
+
+        name = label(record)
+        status = "FAILED" if record.status == "failed" else "FINISHED"
+        self._publish(record.experiment, entry, name, tags, (begun, done), status, fill)
+
+    def summarize(self, summary: Summary, entry: Entry, say: Say) -> None:
+        """One run of the kind ``report``: the front as a table, the page and the pictures."""
+        tags = {"kind": "report", DIGEST: digest([summary.experiment, summary.rows])}
+
+        def fill(client: MlflowClient, run_id: str) -> None:
+            _table(client, run_id, "front", summary.columns, summary.rows)
+            if summary.page:
+                client.log_text(run_id, summary.page, "index.html")
+            for picture in summary.pictures:
+                client.log_artifact(run_id, str(picture), "figures")
+
+        name = f"{summary.experiment} report"
+        self._publish(summary.experiment, entry, name, tags, None, "FINISHED", fill)
+
+    def _publish(
+        self,
+        experiment: str,
+        entry: Entry,
+        name: str,
+        tags: Mapping[str, str],
+        period_ms: tuple[int, int] | None,
+        status: str,
+        fill: Callable[[MlflowClient, str], None],
+    ) -> None:
+        """Write one run. Until it is terminated it counts as a part, which the next try replaces.
+
+        Raises:
+            ConnectionError: the server is not reached.
+        """
+        with self._client() as client:
+            place = self._experiment(client, experiment)
+            for run in _find(client, place, {ID: entry.ident, DIGEST: tags[DIGEST]}):
+                if run.info.status != "RUNNING" and not entry.again:
+                    return
+                client.delete_run(run.info.run_id)
+            begun, done = period_ms or (None, None)
+            made = client.create_run(
+                place, start_time=begun, tags={**tags, ID: entry.ident}, run_name=name
+            )
+            fill(client, made.info.run_id)
+            client.set_terminated(made.info.run_id, status, done)
+            for ident in entry.superseded:
+                for run in _find(client, place, {ID: ident}):
+                    client.set_tag(run.info.run_id, SUPERSEDED, entry.ident)
+
+    @contextmanager
+    def _client(self) -> Iterator[MlflowClient]:
+        """A client alone with its database file, quiet, with bounded patience for a server."""
+        patience = {
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": str(round(self.timeout_s)),
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        }
+        with _environment({**QUIET, **patience}), self._alone():
+            from mlflow import MlflowClient
+            from mlflow.exceptions import MlflowException
+
+            try:
+                yield MlflowClient(tracking_uri=self._uri(), registry_uri=self._uri())
+            except MlflowException as error:
+                if not str(error).startswith("API request to"):
+                    raise
+                raise ConnectionError(f"{_bare(self._uri())} does not answer") from error
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One writer at a time: SQLite waits five seconds for another, then fails."""
+        file = self._file()
+        if file is None:
+            yield
+            return
+        from filelock import FileLock
+
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_name(f".{file.name}.lock")):
+            yield
+
+    def _experiment(self, client: MlflowClient, name: str) -> str:
+        """The id of the MLflow experiment ``name``; a database file keeps artifacts beside it."""
+        known = client.get_experiment_by_name(name)
+        if known is not None:
+            return str(known.experiment_id)
+        file = self._file()
+        place = None if file is None else (file.parent / "mlflow-artifacts" / name).resolve()
+        return str(client.create_experiment(name, place.as_uri() if place else None))
+
+    def _uri(self) -> str:
+        return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT
+
+    def _file(self) -> Path | None:
+        """The database file of SQLite."""
+        uri = self._uri()
+        return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
+def shown(value: str | int | float | bool) -> str:
+    """A column as MLflow has it, text: ``4``, ``0.5``, ``true``, and words as they are."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _find(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> Sequence[Any]:
+    asked = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    found: Sequence[Any] = client.search_runs([experiment_id], asked)
+    return found
+
+
+def _table(
+    client: MlflowClient,
+    run_id: str,
+    name: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+) -> None:
+    """A table that MLflow's page shows."""
+    data = {column: [row[i] for row in rows] for i, column in enumerate(columns)}
+    client.log_table(run_id, data, f"{name}.json")
+
+
+def _placeless(value: Any) -> Any:
+    """A manifest without absolute paths."""
+    if isinstance(value, Mapping):
+        return {key: _placeless(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_placeless(item) for item in value]
+    return plain(value) if isinstance(value, str) else value
+
+
+def _bare(uri: str) -> str:
+    """``uri`` without user and password."""
+    host = urlsplit(uri).netloc
+    return uri.replace(host, host.rpartition("@")[2], 1) if "@" in host else uri
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables for as long as MLflow works, those of the user's own left as they are."""
+    own = [name for name in values if name not in os.environ]
+    os.environ.update({name: values[name] for name in own})
+    try:
+        yield
+    finally:
+        for name in own:
+            os.environ.pop(name, None)
