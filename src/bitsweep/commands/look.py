@@ -27,7 +27,7 @@ def report(argv: list[str]) -> int:
     flags.add_argument("names", nargs="+")
     flags.add_argument("--results-dir", type=Path, default=Path("results"))
     given = flags.parse_args(argv)
-    folders = [_folder(name, given.results_dir) for name in given.names]
+    folders = [folder_of(name, given.results_dir) for name in given.names]
     from bitsweep import report as reports
 
     name = folders[0].name
@@ -37,13 +37,18 @@ def report(argv: list[str]) -> int:
     return cli.OK
 
 
-def _folder(name: str, results: Path) -> Path:
+def folder_of(name: str, results: Path, verb: str = "report") -> Path:
+    """The folder of an experiment's Records, by its name or its path.
+
+    Raises:
+        UserError: there are none; says which experiments have some.
+    """
     for folder in (results / name, Path(name)):
         if (folder / "records").is_dir():
             return folder
     known = sorted(path.parent.name for path in results.glob("*/records"))
     there = f"there are {', '.join(known)}" if known else "there is nothing yet"
-    raise UserError(f"report {name}: no Records in {results / name}{nearest(name, known)}; {there}")
+    raise UserError(f"{verb} {name}: no Records in {results / name}{nearest(name, known)}; {there}")
 
 
 def show(argv: list[str]) -> int:
