@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from bitsweep.engines import registry, runner
@@ -28,6 +29,8 @@ class Layerwise:
 
     ``assigned`` says which kernel executes a layer.
     """
+
+    COMPUTE: ClassVar[torch.dtype] = COMPUTE
 
     kernels: Sequence[Kernel]
     assigned: dict[str, Kernel]

@@ -40,7 +40,10 @@ class Runner(Protocol):
 
 
 class Engine(Protocol):
-    """A way to execute models, named in the Record."""
+    """A way to execute models, named in the Record.
+
+    One that computes in a dtype of its own, whatever the model's is, has it as ``COMPUTE``.
+    """
 
     @property
     def name(self) -> str: ...

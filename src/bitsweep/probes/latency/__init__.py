@@ -45,6 +45,7 @@ from bitsweep.data import Data, Reference
 from bitsweep.engines import Engine, Runner, runner
 from bitsweep.errors import UserError
 from bitsweep.models import Model
+from bitsweep.probes._decoding import tokens, too_long
 from bitsweep.probes.latency import machine, turns
 from bitsweep.probes.latency.machine import Bandwidth
 from bitsweep.probes.latency.statistics import (
@@ -162,14 +163,10 @@ class Latency:
 
     def _misfit(self, shape: Shape, model: Model) -> str | None:
         """A prompt longer than the model's context, threads that would wait for one another."""
-        if shape.prompt + self.tokens > model.max_positions:
-            return (
-                f"a prompt of {shape.prompt} and {self.tokens} tokens are longer than the "
-                f"context of {model.max_positions}"
-            )
-        if self.threads and shape.threads > machine.cores():
+        reason = too_long(model, shape.prompt, self.tokens)
+        if reason is None and self.threads and shape.threads > machine.cores():
             return f"{shape.threads} threads are more than the {machine.cores()} cores there are"
-        return None
+        return reason
 
     def _runners(self, point: Runner, reference: Reference) -> dict[str, Runner]:
         """By name, in the order of their first turns."""
@@ -186,7 +183,7 @@ class Latency:
         speed: Bandwidth,
     ) -> tuple[dict[str, Interval | float], dict[str, Any]]:
         """Time ``shape``, again where the null comparison strays, and keep the calmest attempt."""
-        ids = turns.tokens(model, shape.batch, shape.prompt + self.tokens)
+        ids = tokens(model, shape.batch, shape.prompt + self.tokens)
         attempts: list[tuple[float, list[Round], dict[str, Any]]] = []
         while len(attempts) <= self.repeats and not (attempts and attempts[-1][0] <= STRAY):
             watch = machine.Watch()

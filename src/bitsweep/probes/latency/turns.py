@@ -13,11 +13,9 @@ from torch import Tensor
 from bitsweep.artifacts import Artifacts, plain
 from bitsweep.data import Reference
 from bitsweep.engines import Runner, runner
-from bitsweep.models import Model
 from bitsweep.probes.latency import machine
 from bitsweep.probes.latency.machine import Bandwidth, timed
 from bitsweep.probes.latency.statistics import AGAIN, Round
-from bitsweep.stats import SEED
 
 WARM = 2
 """Tokens after the prompt in a turn that does not count."""
@@ -52,13 +50,6 @@ def _turn(each: Runner, ids: Tensor, prompt: int) -> tuple[float, list[float]]:
         token = ids[:, position : position + 1]
         tokens.append(timed(partial(each.decode, token, cache), ids.device)[1])
     return prefill, tokens
-
-
-def tokens(model: Model, batch: int, length: int) -> Tensor:
-    """The same tokens ``(batch, length)`` for every point of a vocabulary."""
-    generator = torch.Generator().manual_seed(SEED)
-    vocabulary = model.module.config.get_text_config(decoder=True).vocab_size
-    return torch.randint(vocabulary, (batch, length), generator=generator).to(model.device)
 
 
 def baseline(reference: Reference, name: str, dtype: torch.dtype) -> Runner:

@@ -24,9 +24,9 @@ from bitsweep import engines, provenance
 from bitsweep.artifacts import Artifacts, plain
 from bitsweep.data import Data, Reference
 from bitsweep.engines import Engine, runner
-from bitsweep.engines.packed import COMPUTE
 from bitsweep.errors import UserError
 from bitsweep.models import Model
+from bitsweep.probes._decoding import too_long
 from bitsweep.record import Delta, Kind, Measurement, Metric
 
 PHASES = ("load", "prefill", "decode")
@@ -82,22 +82,17 @@ class Memory:
             return "the peak of a process is known on Linux only"
         if model.device.type != "cpu":
             return f"the model is on {model.device.type}, and this is the memory of a process"
-        if self.prompt + self.tokens > model.max_positions:
-            return (
-                f"a prompt of {self.prompt} and {self.tokens} tokens are longer than the context "
-                f"of {model.max_positions}"
-            )
         from bitsweep.probes.memory import packed
 
-        return packed.refuses(model, artifacts)
+        reason = too_long(model, self.prompt, self.tokens)
+        return reason or packed.refuses(model, artifacts)
 
     def _peaks(self, model: Model, engine: Engine) -> dict[str, float]:
         """MiB by phase."""
         from bitsweep.probes.memory import packed
 
-        compute = None if engine.name == "dense" else getattr(engine, "COMPUTE", COMPUTE)
         with tempfile.TemporaryDirectory(prefix="bitsweep-memory-") as folder:
-            packed.write(model, Path(folder), compute)
+            packed.write(model, Path(folder), getattr(engine, "COMPUTE", None))
             alone = ("dense", *engines.graphs())  # the others are named after all their kernels
             asked = engine.name if engine.name in alone else self.engine
             return {phase: self._child(Path(folder), asked, phase) for phase in PHASES}

@@ -18,6 +18,7 @@ import torch
 
 from bitsweep import engines
 from bitsweep.artifacts import Artifacts
+from bitsweep.probes import _decoding
 from bitsweep.probes.memory import packed
 
 LOAD, PREFILL, DECODE = "load", "prefill", "decode"
@@ -26,9 +27,7 @@ LOAD, PREFILL, DECODE = "load", "prefill", "decode"
 def peak(folder: Path, engine: str, phase: str, batch: int, prompt: int, tokens: int) -> float:
     """KiB above the idle process at the worst moment of ``phase``."""
     model = packed.bare(folder, Artifacts(None))
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = model.module.config.get_text_config(decoder=True).vocab_size
-    ids = torch.randint(vocabulary, (batch, prompt + tokens), generator=generator)
+    ids = _decoding.tokens(model, batch, prompt + tokens)
     engines.available()  # each tries a small matrix, once a process
     _forget()
     idle = _status("VmRSS")
