@@ -45,6 +45,53 @@ bitsweep report NAME [NAME ...] [--results-dir FOLDER]
 
 Tables (Markdown, CSV, LaTeX), fronts and heat map (PDF, PNG) and a page into results/NAME; several
 names together into results/NAME+NAME. From the Records alone: no model, no network.""",
+    "paper": """\
+bitsweep paper [--check] [--rerun] [--no-pdf] [--results-dir FOLDER] [--out FOLDER]
+
+What each experiments/NAME.yaml says under `paper:` (docs/paper.md) as LaTeX, Markdown, CSV and PDF
+into paper/, and all reports anew, from the Records alone; tables.pdf where there is a pdflatex.
+--check   write nothing; exit code 2 and a line for each file that is not what the Records give
+--rerun   first sweep what is missing, experiment by experiment in the paper's order
+--no-pdf  no LaTeX""",
+    "publish": """\
+bitsweep publish NAME [tracker=wandb|mlflow|tensorboard|[wandb,mlflow]] [tracker.KEY=VALUE ...]
+                 [--artifact FOLDER] [--workspace] [--dry-run] [--again] [--results-dir FOLDER]
+
+  bitsweep publish demo tracker.project=mine tracker.mode=offline
+  bitsweep publish demo --artifact exports/rtn-w4g128-1a2b3c4d-gptq
+
+A run for each Record and one for the report, from the Records alone. results/NAME/published.jsonl
+says what is where: a repeated publish adds what is missing or changed, each run once.
+--artifact FOLDER   a checkpoint that `bitsweep export` made, or a folder of them, by reference
+--workspace         the view of W&B as code: applied when logged in, else a file to apply later
+--dry-run           what would be published; writes nothing
+--again             every run anew under its next id, as after runs were deleted in W&B""",
+    "recommend": """\
+bitsweep recommend NAME [NAME ...] [LIMITS] [--best WHAT] [--top 3] [--json] [--results-dir FOLDER]
+
+  bitsweep recommend demo --max-bytes 0.4x --keep 0.99
+  bitsweep recommend demo latency --max-drop bleu=1,rougeL=1 --min-speedup 1.5
+  bitsweep recommend demo --preset articles
+
+Limits, all of which must hold (none at all: --keep 0.99):
+--max-bytes SIZE      of the file: 3.5GiB, 900MB, or 0.5x of full precision's
+--max-memory SIZE     measured peak of decoding, or 0.5x of bf16's; where it was not measured, the
+                      bytes of the weights, or 0.5x of the whole model in 16 bits
+--keep SHARE          of full precision's quality: ppl_fp / ppl, or score / score_fp, at least 0.9
+--metric NAME[,NAME]  what --keep is about: ppl/text, or a kind (bleu: each of its tasks); without
+                      it the perplexity of the fronts
+--max-drop M=N[,M=N]  BLEU, ROUGE, accuracy at most N points (of 100) lower; ppl=5% relative; kl_mean=0.05
+--min-speedup N       decode against bf16, of a packed engine; what was not timed can not pass
+--preset NAME|FILE    articles (BLEU and ROUGE-L at most 2 points lower, decode twice as fast,
+                      memory half), articles-strict (1 point); or a YAML with drop, keep, speedup,
+                      memory, file. An option overrides the preset's limit
+--sure                only points whose whole 95 % intervals are within the limits
+
+--best size|quality|speed|memory   what ranks those that pass. Without it: the smallest file where
+                      quality is limited, else the best quality, else the fastest
+--model, --method NAME[,NAME], --where COLUMN=VALUE[,VALUE]   only these points
+
+Exit code 0 where a point passes, 1 where none does, 2 for mistakes. docs/recommend.md says more.""",
     "show": """\
 bitsweep show RUN_ID [--results-dir FOLDER]
 
@@ -80,7 +127,7 @@ AXIS_NOTES = {
 
 def top() -> str:
     """The first page."""
-    verbs = "\n".join(f"  {verb:<8}{text}" for verb, (_, text) in VERBS.items())
+    verbs = "\n".join(f"  {verb:<11}{text}" for verb, (_, text) in VERBS.items())
     return f"""\
 bitsweep: which quantization method, at how many bits, in which groups, on which layers?
 

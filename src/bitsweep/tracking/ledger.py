@@ -107,6 +107,13 @@ class Ledger:
         older = dict.fromkeys(event.id for event in here if event.attempt < attempt)
         return Slot(ident, again=bool(mine), superseded=tuple(older))
 
+    def ids(self, tracker: str, destination: str) -> dict[str, str]:
+        """run_id -> the id that its newest content has there."""
+        self._catch_up()
+        events = (event for known in self._by_run.values() for event in known)
+        here = [e for e in events if (e.tracker, e.destination) == (tracker, destination)]
+        return {e.run_id: e.id for e in sorted(here, key=lambda e: e.attempt) if e.event == "done"}
+
     @contextmanager
     def claim(self, wanted: Wanted, has: Has, anew: bool = False) -> Iterator[Slot | None]:
         """Hold the ledger while ``wanted`` is written; leaving without an error says it is done."""

@@ -14,6 +14,7 @@ import netrc
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class _State:
 
 
 _state = _State()
+_listed: dict[Path, tuple[int, dict[str, list[Path]]]] = {}
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,19 @@ class Wandb:
         return f"wandb sync {self.folder()}/offline-run-*"
 
     def _offline(self, ident: str) -> list[Path]:
-        return sorted(self.folder().glob(f"offline-run-*-{ident}"))
+        """Folders of this run; the names in a folder of ten thousand are read once a change."""
+        try:
+            changed = self.folder().stat().st_mtime_ns
+        except FileNotFoundError:
+            return []
+        known = _listed.get(self.folder())
+        fresh = time.time_ns() - changed < 10**9  # a second change may bear the same time
+        if known is None or known[0] != changed or fresh:
+            names: dict[str, list[Path]] = {}
+            for path in self.folder().glob("offline-run-*"):  # offline-run-DATE_TIME-ID
+                names.setdefault(path.name.split("-", 3)[-1], []).append(path)
+            known = _listed[self.folder()] = (changed, names)
+        return known[1].get(ident, [])
 
 
 def base_url() -> str:
