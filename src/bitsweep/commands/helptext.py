@@ -80,7 +80,7 @@ Limits, all of which must hold (none at all: --keep 0.99):
 --keep SHARE          of full precision's quality: ppl_fp / ppl, or score / score_fp, at least 0.9
 --metric NAME[,NAME]  what --keep is about: ppl/text, or a kind (bleu: each of its tasks); without
                       it the perplexity of the fronts
---max-drop M=N[,M=N]  BLEU, ROUGE, accuracy at most N points (of 100) lower; ppl=5% relative; kl_mean=0.05
+--max-drop M=N[,M=N]  BLEU, ROUGE, accuracy at most N points (of 100) lower; ppl=5%; kl_mean=0.05
 --min-speedup N       decode against bf16, of a packed engine; what was not timed can not pass
 --preset NAME|FILE    articles (BLEU and ROUGE-L at most 2 points lower, decode twice as fast,
                       memory half), articles-strict (1 point); or a YAML with drop, keep, speedup,
@@ -91,7 +91,7 @@ Limits, all of which must hold (none at all: --keep 0.99):
                       quality is limited, else the best quality, else the fastest
 --model, --method NAME[,NAME], --where COLUMN=VALUE[,VALUE]   only these points
 
-Exit code 0 where a point passes, 1 where none does, 2 for mistakes. docs/recommend.md says more.""",
+Exit code 0 where a point passes, 1 where none does, 2 for mistakes. More: docs/recommend.md""",
     "show": """\
 bitsweep show RUN_ID [--results-dir FOLDER]
 

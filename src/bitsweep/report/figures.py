@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -26,8 +25,8 @@ from bitsweep.report.style import (
     MARKERS,
     PALE,
     PALETTE,
-    STYLE,
-    UNDATED,
+    in_style,
+    save,
     slug,
 )
 from bitsweep.report.tables import heat, primaries, speed_metric
@@ -47,36 +46,18 @@ SPEED_AXIS = {
 
 def draw(frame: pd.DataFrame, folder: Path, curves: Sequence[Curve] = ()) -> list[Path]:
     """Write every figure that there are numbers for, as PDF and PNG; returns the paths."""
-    written = []
-    style: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE}
-    with matplotlib.rc_context(style):
-        for name, figure in (
-            *figures(frame),
-            *bars.figures(frame, curves),
-            *speedup.figures(frame),
-        ):
-            _settle(figure)
-            for suffix, options in UNDATED.items():
-                path = folder / f"{name}.{suffix}"
-                figure.savefig(path, format=suffix, **options)
-                written.append(path)
+    written: list[Path] = []
+    with in_style():
+        for name, figure in every(frame, curves):
+            written += save(figure, folder, name)
     return written
 
 
-def _settle(figure: Figure) -> None:
-    """Lay ``figure`` out once, at rounded places.
-
-    The solver of constrained layouts orders its variables by their addresses, so that places differ
-    in the last bit from process to process: enough to round a tenth decimal in a PDF the other way.
-    """
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    for axes in figure.axes:
-        left, bottom, width, height = axes.get_position().bounds
-        axes.set_position((round(left, 6), round(bottom, 6), round(width, 6), round(height, 6)))
-    if figure._suptitle is not None:  # type: ignore[attr-defined]  # has no public getter
-        x, y = figure._suptitle.get_position()  # type: ignore[attr-defined]
-        figure._suptitle.set_position((round(x, 6), round(y, 6)))  # type: ignore[attr-defined]
+def every(frame: pd.DataFrame, curves: Sequence[Curve] = ()) -> Iterator[tuple[str, Figure]]:
+    """(file name, figure) of all that there are numbers for."""
+    yield from figures(frame)
+    yield from bars.figures(frame, curves)
+    yield from speedup.figures(frame)
 
 
 def figures(frame: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
@@ -95,11 +76,11 @@ def figures(frame: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         if _count(part, "file_mib", quality):
             yield (
                 f"front_size{end}",
-                _front(part, "file_mib", "file, MiB", quality, looks, names, title),
+                front_figure(part, "file_mib", "file, MiB", quality, looks, names, title),
             )
         if speed is not None and _count(part, speed, quality):
             axis = SPEED_AXIS[speed]
-            yield f"front_speed{end}", _front(part, speed, axis, quality, looks, names, title)
+            yield f"front_speed{end}", front_figure(part, speed, axis, quality, looks, names, title)
         cells = heat(part)
         if cells["change"].notna().any():
             what = f"change of perplexity ({quality.partition('/')[2]}), %"
@@ -136,7 +117,7 @@ def baseline(part: pd.DataFrame, metric: str) -> float | None:
     return None if known.empty else float((known[metric] / known[ratio]).iloc[0])
 
 
-def _front(
+def front_figure(
     part: pd.DataFrame,
     x: str,
     x_label: str,
