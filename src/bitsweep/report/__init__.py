@@ -104,7 +104,9 @@ def write(*folders: str | Path, question: str = "", command: str = "") -> Report
     for stale in {*(folder / "figures").glob("*.p[dn][fg]")} - {*drawn}:
         stale.unlink()
     small = list(dict.fromkeys(line for made_one in made.values() for line in made_one.small))
-    _write(folder / "index.html", page.render(table, title, question, small, merged, depths))
+    stores = {place.name: Store(place) for place in places}
+    text = page.render(table, title, question, small, merged, depths, records, stores)
+    _write(folder / "index.html", text)
     if not (folder / "README.md").exists():
         _write(folder / "README.md", _readme(title, question, command, records, drawn))
     return Report(folder, title, table, tuple(written), tuple(drawn), folder / "index.html")
