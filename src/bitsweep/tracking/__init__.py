@@ -238,11 +238,13 @@ class Mirrors:
 
     def log(self, record: Record) -> bool:
         """Mirror a Record in each; whether all of that worked."""
-        return all([mirror.log(record) for mirror in self.each])
+        worked = [mirror.log(record) for mirror in self.each]
+        return all(worked)
 
     def report(self, report: Report) -> bool:
         """Mirror the end of a sweep in each; whether all of that worked."""
-        return all([mirror.report(report) for mirror in self.each])
+        worked = [mirror.report(report) for mirror in self.each]
+        return all(worked)
 
 
 def open(trackers: Iterable[Tracker], store: Store, say: Say = to_stderr) -> Mirrors:
