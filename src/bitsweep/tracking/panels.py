@@ -19,9 +19,9 @@ from wandb_workspaces import expr
 from bitsweep.artifacts import digest
 from bitsweep.record import Kind
 from bitsweep.tracking.view import Axis, Block, Front, Values
+from bitsweep.tracking.wandb import SUPERSEDED
 from bitsweep.tracking.wire import Spec, spec_of
 
-SUPERSEDED = "superseded"
 SHOWN = 100
 """Bars of one panel at most."""
 WIDTH = 24
@@ -32,8 +32,14 @@ Looks = Mapping[str, tuple[str, str]]
 def workspace(block: Block, looks: Looks) -> Spec:
     """A saved view of one model: its front, its speed, its runs side by side."""
     sections = [_section("Points", _points(block), columns=2)]
+    kinds, place = block.shown
     if block.speed is not None:
-        sections.append(_section("Speed", [_bar(block.speed, "all hardware")], columns=1))
+        where = (
+            _said(place or block.hardware[0])
+            if place or len(block.hardware) == 1
+            else "all hardware"
+        )
+        sections.append(_section("Speed", [_bar(block.speed, where)], columns=1))
     sections.append(_section("Side by side", [wr.RunComparer(diff_only="split")], columns=1))
     order = [ws.Ordering(ws.Summary(n.name), ascending=True) for n in block.numbers[:1]]
     made = ws.Workspace(
@@ -44,11 +50,11 @@ def workspace(block: Block, looks: Looks) -> Spec:
             order=order,
             pinned_columns=_columns(block),
             run_settings={
-                ident: ws.RunSettings(color=color) for ident, color in _colored(block, looks)
+                ident: ws.RunSettings(color=color) for ident, color in _colored(block, looks, kinds)
             },
         ),
     )
-    _filter(made, made.runset_settings.filters, block, block.kinds, block.without)
+    _filter(made, made.runset_settings.filters, block, kinds, block.without, place)
     return spec_of(made)
 
 
@@ -98,10 +104,11 @@ def _model(block: Block, looks: Looks) -> list[Any]:
         width = WIDTH // len(panels)
         panel.layout = wr.Layout(x=left, y=0, w=width, h=10)
     comparer = wr.RunComparer(diff_only="split", layout=wr.Layout(x=0, y=10, w=WIDTH, h=10))
+    place = block.shown[1]
     kinds = (block.front.kind,) if block.front else block.kinds
     made: list[Any] = [
         wr.H2(block.title),
-        _grid(block, [*panels, comparer], looks, block.title, kinds, block.without),
+        _grid(block, [*panels, comparer], looks, block.title, kinds, block.without, place),
     ]
     made += _speeds(block, looks)
     if block.front is not None and len(block.front.methods) > 1:
@@ -113,7 +120,7 @@ def _model(block: Block, looks: Looks) -> list[Any]:
                 f"{block.title} {method}",
                 kinds,
                 block.without,
-                {"method": (method,)},
+                {"method": (method,), **place},
                 hidden=True,
             )
             for method in block.front.methods
@@ -126,14 +133,21 @@ def _speeds(block: Block, looks: Looks) -> list[Any]:
     """A grid of bars for each machine and number of threads."""
     made: list[Any] = []
     for hardware in block.hardware:
-        where = ", ".join(str(value) for (value,) in hardware.values())
-        where += " threads" if "threads" in hardware else ""
+        where = _said(hardware)
         if block.speed is not None:
             bar = _bar(block.speed, where)
             bar.layout = wr.Layout(x=0, y=0, w=WIDTH, h=10)
             name = f"{block.title} {where}"
             made.append(_grid(block, [bar], looks, name, ("timing",), {}, hardware))
     return made
+
+
+def _said(hardware: Mapping[str, Values]) -> str:
+    """``AMD EPYC x2, 1 thread``."""
+    words = {name: str(value) for name, (value,) in hardware.items()}
+    if "threads" in words:
+        words["threads"] += " thread" if words["threads"] == "1" else " threads"
+    return ", ".join(words.values())
 
 
 def _points(block: Block) -> list[Any]:
@@ -169,7 +183,7 @@ def _scatter(front: Front, of: str, layout: wr.Layout) -> wr.ScatterPlot:
 def _bar(speed: Axis, where: str) -> wr.BarPlot:
     better = "higher" if speed.higher else "lower"
     return wr.BarPlot(
-        title=f"{speed.title} ({better} is better): {where}",
+        title=f"{speed.title} ({better} is better), {where}",
         metrics=[speed.name],
         max_runs_to_show=SHOWN,
         max_bars_to_show=SHOWN,

@@ -7,6 +7,7 @@ and one of its times.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,8 @@ import pandas as pd
 
 from bitsweep.record import Kind, Record
 from bitsweep.report import labels
-from bitsweep.report.frame import frame, references
-from bitsweep.report.style import PALETTE
+from bitsweep.report.frame import REFERENCE, frame, references
+from bitsweep.report.style import INK, PALETTE
 from bitsweep.report.tables import primaries, speed_metric
 from bitsweep.tracking import flat
 
@@ -23,6 +24,7 @@ COSTS = ("file_mib", "bits_per_weight", "decode_mib")
 """What a front may be against, the first that its runs have: lower is better in each."""
 
 GRID = ("method", "bits", "group_size", "policy")
+PLACE = ("machine", "threads")
 SPREAD = 5.0
 """Numbers that differ by a larger factor than this are shown on a logarithmic axis."""
 
@@ -69,7 +71,7 @@ class Block:
     ``where``: config column -> values, which select its runs and no other's; ``without``: values
     to leave out of a front, those of policies that quantized one part alone. ``grid``: the config
     columns that tell its points apart, ``numbers`` what is looked at in them, the cost first.
-    ``hardware``: machine and threads of its times.
+    ``hardware``: machine and threads of its times, the one with most of them first.
     """
 
     title: str
@@ -83,6 +85,13 @@ class Block:
     speed: Axis | None
     hardware: tuple[dict[str, Values], ...]
     records: tuple[Record, ...]
+
+    @property
+    def shown(self) -> tuple[tuple[Kind, ...], dict[str, Values]]:
+        """Job types and hardware of the workspace: a front of times is of one hardware."""
+        if self.front is not None and self.front.kind == "timing":
+            return ("timing",), self.hardware[0]
+        return self.kinds, {}
 
 
 def blocks(records: Iterable[Record]) -> list[Block]:
@@ -104,11 +113,11 @@ def blocks(records: Iterable[Record]) -> list[Block]:
 
 
 def colors(records: Iterable[Record]) -> dict[str, str]:
-    """run_id -> the colour of its method; full precision keeps W&B's own."""
-    ok = [r for r in records if r.status == "ok" and r.point.get("bits") is not None]
-    methods = sorted({str(r.point["method"]) for r in ok})
+    """run_id -> the colour of its method; full precision is dark."""
+    ok = [r for r in records if r.status == "ok"]
+    methods = sorted({str(r.point["method"]) for r in ok} - {REFERENCE})
     by_method = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(methods)}
-    return {r.run_id: by_method[str(r.point["method"])] for r in ok}
+    return {r.run_id: by_method.get(str(r.point["method"]), INK) for r in ok}
 
 
 def _titles(own: dict[str, list[Record]]) -> dict[str, str]:
@@ -131,11 +140,11 @@ def _block(title: str, records: Sequence[Record], table: pd.DataFrame) -> Block:
     parts = set(alone["point_id"])
     whole = [r for r in records if r.point_id not in parts]
     quantized = len(table) - len(alone) - int(references(table).sum())
-    published = flat.config(records[0])
-    axes = [a for a in labels.varying(table) if a in published and a not in GRID]
     speed = speed_metric(table)
     timed = [r for r in records if speed is not None and _has(r, speed)]
-    front = _front(whole if quantized else records, table, line=quantized > 0)
+    hardware = _hardware(timed)
+    main = [r for r in timed if _placed(r) == hardware[0]]
+    front = _front(whole if quantized else records, main, table, line=quantized > 0)
     return Block(
         title=title,
         experiments=tuple(sorted({r.experiment for r in records})),
@@ -144,24 +153,38 @@ def _block(title: str, records: Sequence[Record], table: pd.DataFrame) -> Block:
         without={"policy": _values([r for r in records if r.point_id in parts], "policy")}
         if parts and quantized
         else {},
-        grid=(*GRID, *axes),
+        grid=(*GRID, *_axes(records, timed, table)),
         front=front,
         numbers=(front.x, front.y) if front else _costs(records),
         speed=_axis(timed, speed) if speed is not None and timed else None,
-        hardware=_hardware(timed),
+        hardware=hardware,
         records=tuple(records),
     )
 
 
-def _front(records: Sequence[Record], table: pd.DataFrame, line: bool) -> Front | None:
-    quality, speed = primaries(table), speed_metric(table)
-    for y in [*quality.values(), *([speed] if speed else [])]:
+def _axes(records: Sequence[Record], timed: Sequence[Record], table: pd.DataFrame) -> Iterable[str]:
+    """Published columns beside GRID of which this model has several values."""
+    published = flat.config(records[0])
+    yield from (a for a in labels.varying(table) if a in published and a not in GRID)
+    for name in ("engine", "threads"):
+        if len({flat.config(r).get(name) for r in timed}) > 1:
+            yield name
+
+
+def _front(
+    whole: Sequence[Record], timed: Sequence[Record], table: pd.DataFrame, line: bool
+) -> Front | None:
+    """Perplexity, or speed where there is none, against the first cost in the same runs."""
+    choices = [(name, whole) for name in primaries(table).values()]
+    speed = speed_metric(table)
+    choices += [(speed, timed)] if speed is not None else []
+    for y, records in choices:
         for x in COSTS:
             both = [r for r in records if _has(r, x) and _has(r, y)]
             if len(both) < 2:
                 continue
-            counts = pd.Series([str(r.point["method"]) for r in both]).value_counts()
-            methods = sorted(str(name) for name in counts[counts > 1].index)
+            counts = Counter(str(r.point["method"]) for r in both)
+            methods = sorted(name for name, count in counts.items() if count > 1)
             return Front(_axis(both, x), _axis(both, y), both[0].kind, line, tuple(methods))
     return None
 
@@ -200,9 +223,11 @@ def _values(records: Iterable[Record], column: str) -> Values:
 
 def _hardware(timed: Sequence[Record]) -> tuple[dict[str, Values], ...]:
     """Times are compared on one machine with one number of threads only."""
-    names = ("machine", "threads")
-    found = {tuple(flat.config(r).get(name) for name in names) for r in timed}
-    rows = sorted(found, key=lambda row: tuple(map(str, row)))
-    return tuple(
-        {n: (v,) for n, v in zip(names, row, strict=True) if v is not None} for row in rows
-    )
+    places = [_placed(record) for record in timed]
+    found = {repr(place): place for place in places}
+    return tuple(sorted(found.values(), key=lambda place: (-places.count(place), repr(place))))
+
+
+def _placed(record: Record) -> dict[str, Values]:
+    columns = flat.config(record)
+    return {name: (columns[name],) for name in PLACE if columns.get(name) is not None}

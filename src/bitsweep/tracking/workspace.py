@@ -81,7 +81,7 @@ def specification(
             missing.
     """
     panels, _ = _library()
-    from bitsweep.tracking import view
+    from bitsweep.tracking import flat, view
 
     records = list(records)
     blocks = view.blocks(records)
@@ -99,7 +99,8 @@ def specification(
         title = f"{experiment} fronts: {block.title}" if several else f"{experiment} fronts"
         spec = panels.workspace(block, looks)
         workspaces.append(View(_plain(title), spec, digest([experiment, block.title])[:11]))
-    report = panels.report(blocks, looks, experiment, question, command)
+    said = [str(flat.plain(text)) for text in (question, command)]
+    report = panels.report(blocks, looks, experiment, *said)
     about = f"Pareto fronts of the bitsweep experiment {experiment}"
     return Specification(
         experiment=experiment,
