@@ -15,7 +15,7 @@ from bitsweep import engines
 from bitsweep.activations import InputQuantizer
 from bitsweep.engines import Runner, runner
 from bitsweep.engines.packed import Packed
-from bitsweep.linear import QuantEmbedding, quantized
+from bitsweep.linear import QuantEmbedding, Quantized, quantized
 from bitsweep.models import Model
 from bitsweep.spec import InputSpec, LayerSpec, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
@@ -89,7 +89,7 @@ def compute_dtype(engine: str) -> torch.dtype:
 class Exact(Packed):
     """A layer in float32 with its fake quantizer, bf16 in and out like a packed one."""
 
-    def __init__(self, layer: engines.Quantized) -> None:
+    def __init__(self, layer: Quantized) -> None:
         super().__init__()
         self.layer = layer
 

@@ -108,6 +108,10 @@ class QuantEmbedding(_Quantized):
         return f"{self.num_embeddings}, {self.embedding_dim}, {self.quant.spec}"
 
 
+Quantized = QuantLinear | QuantEmbedding
+"""What holds codes in a model."""
+
+
 def quantized(quant: QuantTensor, like: nn.Module) -> nn.Module:
     """The module that takes the place of ``like`` with the weight ``quant``; keeps its bias.
 

@@ -26,7 +26,7 @@ from torch.func import functional_call
 
 from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
-from bitsweep.linear import QuantEmbedding, QuantLinear
+from bitsweep.linear import Quantized
 from bitsweep.models import Model
 
 BETAS = (0.9, 0.95)
@@ -159,7 +159,7 @@ def _hold(student: Model, weight: Weight) -> None:
     dense = weight.value()
     for name in weight.layers:
         module = student.get(name)
-        assert isinstance(module, QuantLinear | QuantEmbedding)
+        assert isinstance(module, Quantized)
         module.hold(dense.to(module.compute_dtype))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bitsweep import formats
 from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
-from bitsweep.linear import QuantEmbedding, QuantLinear
+from bitsweep.linear import Quantized, QuantLinear
 from bitsweep.methods import place, seeded
 from bitsweep.models import Model
 from bitsweep.spec import Plan
@@ -69,7 +69,7 @@ class Tuning:
         shared: dict[int, list[str]] = {}  # a tied pair is one tensor
         for name in plan.layers:
             module = model.get(name)
-            if not isinstance(module, QuantLinear | QuantEmbedding):
+            if not isinstance(module, Quantized):
                 raise UserError(
                     f"recover={self._key.partition('.')[2]}: {name} is a layer of another library, "
                     "which can not be trained; leave the recovery out"

@@ -26,7 +26,7 @@ from torch import Tensor
 from bitsweep.engines.grid import about_zero
 from bitsweep.engines.protocols import lacking, quantized_layers
 from bitsweep.graph import tracing
-from bitsweep.linear import QuantEmbedding, QuantLinear
+from bitsweep.linear import Quantized
 from bitsweep.models import Model
 from bitsweep.packing import pack
 from bitsweep.tensor import QuantTensor
@@ -158,7 +158,7 @@ class Layers:
     def _of(self, hole: Any) -> tuple[str, QuantTensor]:
         name = hole.get_attribute("layer")
         layer = self.model.get(name)
-        assert isinstance(layer, QuantLinear | QuantEmbedding)
+        assert isinstance(layer, Quantized)
         return name, layer.quant
 
     def _weight(self, quant: QuantTensor) -> Node:

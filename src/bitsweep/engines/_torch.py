@@ -11,7 +11,7 @@ from bitsweep.engines import grid
 from bitsweep.engines.lookup import Lookup
 from bitsweep.engines.packed import COMPUTE, Packed
 from bitsweep.engines.protocols import input_spec
-from bitsweep.linear import QuantEmbedding, QuantLinear
+from bitsweep.linear import QuantEmbedding, Quantized, QuantLinear
 from bitsweep.tensor import QuantTensor
 
 
@@ -60,13 +60,13 @@ class TorchKernel:
     device = "cpu"
     TOLERANCE = 1e-2
 
-    def refuses(self, layer: QuantLinear | QuantEmbedding) -> str | None:
+    def refuses(self, layer: Quantized) -> str | None:
         reason = grid.refuses(layer.quant.spec, self.bits) or self.wrong_inputs(layer)
         if reason or isinstance(layer, QuantEmbedding):
             return reason
         return self.misfit(layer)
 
-    def wrong_inputs(self, layer: QuantLinear | QuantEmbedding) -> str | None:
+    def wrong_inputs(self, layer: Quantized) -> str | None:
         """Why the inputs of ``layer`` are not those that this kernel multiplies, or None."""
         found = input_spec(layer)
         if found is None:
@@ -77,7 +77,7 @@ class TorchKernel:
         """Why the groups of a layer with the right codes do not fit, or None."""
         raise NotImplementedError
 
-    def pack(self, layer: QuantLinear | QuantEmbedding) -> nn.Module:
+    def pack(self, layer: Quantized) -> nn.Module:
         if isinstance(layer, QuantEmbedding):
             return Lookup(layer)
         return self.linear(layer.quant, layer.bias)

@@ -13,13 +13,12 @@ from bitsweep.engines import registry, runner
 from bitsweep.engines.packed import COMPUTE, Packed
 from bitsweep.engines.protocols import (
     Kernel,
-    Quantized,
     Runner,
     beyond_codes,
     counted,
     quantized_layers,
 )
-from bitsweep.linear import QuantEmbedding
+from bitsweep.linear import QuantEmbedding, Quantized
 from bitsweep.models import Model
 
 

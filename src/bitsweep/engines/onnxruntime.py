@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitsweep.engines.protocols import Quantized, lacking, misfits
-from bitsweep.linear import QuantEmbedding
+from bitsweep.engines.protocols import lacking, misfits
+from bitsweep.linear import QuantEmbedding, Quantized
 from bitsweep.models import Model
 
 if TYPE_CHECKING:

@@ -29,13 +29,12 @@ from torch import Tensor
 from bitsweep.activations import InputQuantizer
 from bitsweep.engines import _openvino
 from bitsweep.engines.protocols import (
-    Quantized,
     counted,
     input_spec,
     misfits,
     quantized_layers,
 )
-from bitsweep.linear import QuantEmbedding, QuantLinear
+from bitsweep.linear import QuantEmbedding, Quantized, QuantLinear
 from bitsweep.models import Model
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, InputSpec, QuantSpec
 from bitsweep.tensor import QuantTensor

@@ -18,13 +18,11 @@ from torch import Tensor, nn
 
 from bitsweep import kv
 from bitsweep.library import LibraryLinear
-from bitsweep.linear import QuantEmbedding, QuantLinear
+from bitsweep.linear import Quantized
 from bitsweep.models import Model
 from bitsweep.spec import InputSpec
 
 CACHE = "the key-value cache is quantized, and no engine here executes that"
-
-Quantized = QuantLinear | QuantEmbedding
 
 
 class Runner(Protocol):

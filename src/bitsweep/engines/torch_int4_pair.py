@@ -18,7 +18,7 @@ from bitsweep.engines import grid
 from bitsweep.engines._torch import TorchKernel
 from bitsweep.engines.packed import Packed
 from bitsweep.engines.torch_int4 import Int4Linear, unread_groups
-from bitsweep.linear import QuantEmbedding, QuantLinear
+from bitsweep.linear import QuantEmbedding, Quantized, QuantLinear
 from bitsweep.spec import QuantSpec
 from bitsweep.tensor import QuantTensor
 
@@ -29,7 +29,7 @@ class TorchInt4Pair(TorchKernel):
     name = "torch_int4_pair"
     bits = 8
 
-    def refuses(self, layer: QuantLinear | QuantEmbedding) -> str | None:
+    def refuses(self, layer: Quantized) -> str | None:
         if isinstance(layer, QuantEmbedding):
             return "it multiplies, and this is an embedding"
         return super().refuses(layer)

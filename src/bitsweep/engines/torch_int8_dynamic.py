@@ -37,7 +37,7 @@ from bitsweep.engines._torch import TorchKernel
 from bitsweep.engines.packed import COMPUTE, Packed
 from bitsweep.engines.protocols import input_spec
 from bitsweep.formats.int import SMALLEST
-from bitsweep.linear import QuantEmbedding, QuantLinear
+from bitsweep.linear import QuantEmbedding, Quantized, QuantLinear
 from bitsweep.spec import PER_CHANNEL, InputSpec
 from bitsweep.tensor import QuantTensor
 
@@ -59,7 +59,7 @@ class TorchInt8Dynamic(TorchKernel):
     name = "torch_int8_dynamic"
     bits = 8
 
-    def wrong_inputs(self, layer: QuantLinear | QuantEmbedding) -> str | None:
+    def wrong_inputs(self, layer: Quantized) -> str | None:
         if isinstance(layer, QuantEmbedding):
             return None
         found = input_spec(layer)
@@ -82,7 +82,7 @@ class TorchInt8Dynamic(TorchKernel):
     def misfit(self, layer: QuantLinear) -> str | None:
         return grid.grouped(layer.quant.spec, layer.in_features)
 
-    def pack(self, layer: QuantLinear | QuantEmbedding) -> nn.Module:
+    def pack(self, layer: Quantized) -> nn.Module:
         if isinstance(layer, QuantEmbedding):
             return super().pack(layer)
         spec = input_spec(layer)

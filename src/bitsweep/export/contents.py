@@ -11,11 +11,10 @@ from bitsweep import kv
 from bitsweep.export import Container
 from bitsweep.export.checkpoint import kept
 from bitsweep.library import LibraryLinear
-from bitsweep.linear import QuantEmbedding, QuantLinear
+from bitsweep.linear import Quantized
 from bitsweep.models import Model
 from bitsweep.spec import LayerSpec, Plan
 
-Quantized = QuantLinear | QuantEmbedding
 Hold = Callable[[str, Quantized], dict[str, Tensor]]
 """The tensors, by full name, that hold the weight of a quantized layer."""
 

@@ -20,10 +20,10 @@ import onnx_ir as ir
 import torch
 
 from bitsweep import kv
-from bitsweep.engines.protocols import Quantized, input_spec, quantized_layers
+from bitsweep.engines.protocols import input_spec, quantized_layers
 from bitsweep.graph import inputs, tracing, weights
 from bitsweep.library import LibraryLinear
-from bitsweep.linear import QuantEmbedding, QuantLinear
+from bitsweep.linear import QuantEmbedding, Quantized, QuantLinear
 from bitsweep.models import Model
 from bitsweep.spec import QuantSpec
 from bitsweep.tensor import QuantTensor

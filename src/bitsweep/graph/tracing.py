@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from bitsweep.engines import runner
-from bitsweep.engines.protocols import Quantized
-from bitsweep.linear import QuantEmbedding
+from bitsweep.linear import QuantEmbedding, Quantized
 from bitsweep.models import Model
 
 if TYPE_CHECKING:

@@ -80,9 +80,9 @@ def base_of(source: ModelSource, artifacts: Artifacts) -> ModelSource | None:
     """
     from bitsweep import models
 
-    manifest = files.locate(source, False, artifacts).folder / files.MANIFEST
+    own = files.locate(source, False, artifacts)
     try:
-        base = json.loads(manifest.read_text(encoding="utf-8"))["base"]
+        base = _manifest(own)["base"]
         found = replace(source, path=base["path"], revision=base["revision"], untie=False)
         skeleton = models.skeleton(found, artifacts)
     except (OSError, ValueError, LookupError, TypeError, UserError):
@@ -93,10 +93,14 @@ def base_of(source: ModelSource, artifacts: Artifacts) -> ModelSource | None:
 def transforms_of(found: Files) -> tuple[str, ...]:
     """The transforms that were done to an exported checkpoint before it was quantized."""
     try:
-        manifest = json.loads((found.folder / files.MANIFEST).read_text(encoding="utf-8"))
-        return tuple(map(str, manifest["transforms"]))
+        return tuple(map(str, _manifest(found)["transforms"]))
     except (OSError, ValueError, LookupError, TypeError):
         return ()
+
+
+def _manifest(found: Files) -> Any:
+    """What ``bitsweep.json`` says; whoever asks knows that it may be missing, or anything."""
+    return json.loads((found.folder / files.MANIFEST).read_text(encoding="utf-8"))
 
 
 def _container(found: Files, path: str, layers: Mapping[str, Layer]) -> tuple[Container, Plan]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bitsweep.activations import InputQuantizer
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference
-from bitsweep.linear import QuantEmbedding, QuantLinear
+from bitsweep.linear import Quantized, QuantLinear
 from bitsweep.models import ModelSource, files, shapes, shards
 from bitsweep.probes import Needs
 from bitsweep.record import Delta, Kind, Measurement, Metric
@@ -152,7 +152,7 @@ def quant_tensors(module: nn.Module) -> list[QuantTensor]:
     found = {
         id(child.quant): child.quant
         for child in module.modules()
-        if isinstance(child, QuantLinear | QuantEmbedding)
+        if isinstance(child, Quantized)
     }
     return list(found.values())
 

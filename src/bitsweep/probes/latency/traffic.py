@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bitsweep.engines import Engine, Runner
-from bitsweep.linear import QuantEmbedding, QuantLinear
+from bitsweep.linear import Quantized
 from bitsweep.models import Model
 
 
@@ -57,7 +57,7 @@ def of_graph(model: Model, compute: torch.dtype, batch: int) -> int:
             for tensor in child._parameters.values()
             if tensor is not None
         }
-        if isinstance(child, QuantLinear | QuantEmbedding):
+        if isinstance(child, Quantized):
             stored = child.quant.nbytes()
             stored["scale"] = child.quant.params["scale"].numel() * compute.itemsize
             held[id(child.quant)] = sum(stored.values())

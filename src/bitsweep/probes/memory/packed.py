@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from bitsweep import models
 from bitsweep.activations import InputQuantizer
 from bitsweep.artifacts import Artifacts
-from bitsweep.engines import Quantized, quantized_layers
+from bitsweep.engines import quantized_layers
 from bitsweep.export.checkpoint import Shards
 from bitsweep.export.streaming import Reader
-from bitsweep.linear import QuantLinear, quantized
+from bitsweep.linear import Quantized, QuantLinear, quantized
 from bitsweep.models import Model
 from bitsweep.spec import InputSpec, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
