@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitsweep import cli
-from bitsweep.commands.launch import Parser
-from bitsweep.commands.look import SHORTEST_PREFIX
+from bitsweep.commands.launch import Parser, parser
+from bitsweep.commands.look import lookup, stores
 from bitsweep.compose import choices, compose, nearest
 from bitsweep.config import Job, check, command_line, job
 from bitsweep.errors import Refused, UserError
 from bitsweep.record import Record
-from bitsweep.store import Store
 
 if TYPE_CHECKING:
     from bitsweep.artifacts import Artifacts
@@ -77,18 +76,13 @@ def check_format(name: str) -> None:
 
 def find(run_id: str, results: Path) -> list[Record]:
     """The Records, quality first, of the one point whose run_id or point_id begins so."""
-    if len(run_id) < SHORTEST_PREFIX:
-        raise UserError(f"export {run_id}: give at least {SHORTEST_PREFIX} digits of the id")
-    stores = [Store(path.parent) for path in sorted(results.glob("*/records"))]
-    found = {record.run_id: record for store in stores for record in store.find(run_id)}
-    if not found:
-        raise UserError(f"export {run_id}: no such Record below {results}; --results-dir FOLDER")
+    found = {record.run_id: record for _, record in lookup("export", run_id, results)}
     points = {record.point_id for record in found.values()}
     if len(points) > 1:
         raise UserError(f"export {run_id}: is the beginning of {len(points)} points; give more")
     siblings = {
         record.run_id: record
-        for store in stores
+        for store in stores(results)
         for record in store.records()
         if record.point_id in points and record.status == "ok"
     }
@@ -113,10 +107,7 @@ def again(record: Record, artifacts: Artifacts) -> tuple[Job, Prepared]:
             f"export {record.run_id[:12]}: its command is {command!r}, which is no bitsweep run; "
             "give its KEY=VALUE in place of the id"
         )
-    flags = Parser(prog="bitsweep run", add_help=False, allow_abbrev=False)
-    flags.add_argument("overrides", nargs="*")
-    flags.add_argument("--config-dir", "-cd")
-    given = flags.parse_intermixed_args(words[2:])
+    given = parser("run").parse_intermixed_args(words[2:])
     wanted = job(compose(given.overrides, given.config_dir), command)
     torch.set_num_threads(int(record.provenance.get("threads", torch.get_num_threads())))
     prepared = _prepared(wanted, artifacts)

@@ -57,15 +57,28 @@ def show(argv: list[str]) -> int:
     flags.add_argument("run_id")
     flags.add_argument("--results-dir", type=Path, default=Path("results"))
     given = flags.parse_args(argv)
-    if len(given.run_id) < SHORTEST_PREFIX:
-        raise UserError(f"show {given.run_id}: give at least {SHORTEST_PREFIX} digits of the id")
-    stores = [Store(path.parent) for path in sorted(given.results_dir.glob("*/records"))]
-    found = [(store, record) for store in stores for record in store.find(given.run_id)]
-    if not found:
-        raise UserError(f"show {given.run_id}: no such Record below {given.results_dir}")
-    for store, record in found:
+    for store, record in lookup("show", given.run_id, given.results_dir):
         _show(store, record)
     return cli.OK
+
+
+def stores(results: Path) -> list[Store]:
+    """Of every experiment below ``results`` (``--results-dir``)."""
+    return [Store(path.parent) for path in sorted(results.glob("*/records"))]
+
+
+def lookup(verb: str, run_id: str, results: Path) -> list[tuple[Store, Record]]:
+    """The Records whose run_id or point_id begins so, each with where it lies.
+
+    Raises:
+        UserError: it is too short to mean one, or there is none.
+    """
+    if len(run_id) < SHORTEST_PREFIX:
+        raise UserError(f"{verb} {run_id}: give at least {SHORTEST_PREFIX} digits of the id")
+    found = [(store, record) for store in stores(results) for record in store.find(run_id)]
+    if not found:
+        raise UserError(f"{verb} {run_id}: no such Record below {results}; --results-dir FOLDER")
+    return found
 
 
 def _show(store: Store, record: Record) -> None:
