@@ -150,9 +150,7 @@ def input_quantizers(module: nn.Module) -> list[InputQuantizer]:
 def quant_tensors(module: nn.Module) -> list[QuantTensor]:
     """Quantized weights, a tied pair's common tensor once."""
     found = {
-        id(child.quant): child.quant
-        for child in module.modules()
-        if isinstance(child, Quantized)
+        id(child.quant): child.quant for child in module.modules() if isinstance(child, Quantized)
     }
     return list(found.values())
 
