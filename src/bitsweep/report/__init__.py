@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
+    from bitsweep.report.curves import Curve
+    from bitsweep.report.sheet import Sheet
+
 MERGED = "merged.json"
 """Beside ``records/``: the points of the grid that were one point with another, and why."""
 
@@ -76,18 +79,44 @@ def write(*folders: str | Path, question: str = "", command: str = "") -> Report
     Raises:
         UserError: as :func:`load`.
     """
-    from bitsweep.report import curves, figures, page, sheet, tables
+    from bitsweep.report import page
+
+    places = [Path(folder) for folder in folders]
+    title = "+".join(place.name for place in places)
+    folder = places[0] if len(places) == 1 else places[0].parent / title
+    records, made, report, depths = _answer(places, folder, title)
+    merged = [pair for place in places for pair in read_merged(place)]
+    small = list(dict.fromkeys(line for each in made.values() for line in each.small))
+    stores = {place.name: Store(place) for place in places}
+    text = page.render(report.frame, title, question, small, merged, depths, records, stores)
+    _write(report.page, text)
+    if not (folder / "README.md").exists():
+        drawn = list(report.figures)
+        _write(folder / "README.md", _readme(title, question, command, records, drawn))
+    return report
+
+
+def redraw(folder: Path) -> None:
+    """One experiment's tables and figures anew, and nothing else: what is committed of a report.
+
+    Raises:
+        UserError: as :func:`load`.
+    """
+    _answer([folder], folder, folder.name)
+
+
+def _answer(
+    places: list[Path], folder: Path, title: str
+) -> tuple[list[Record], dict[str, Sheet], Report, list[Curve]]:
+    """Write tables and figures of the Records in ``places`` into ``folder``."""
+    from bitsweep.report import curves, figures, sheet, tables
     from bitsweep.report.frame import frame
     from bitsweep.report.origin import origin
 
-    places = [Path(folder) for folder in folders]
     records = collect(*(glob.escape(str(place)) for place in places))
-    title = "+".join(place.name for place in places)
-    folder = places[0] if len(places) == 1 else places[0].parent / title
     table = frame(records)
-    provenance = origin(records)
     merged = [pair for place in places for pair in read_merged(place)]
-    made = tables.sheets(table, provenance, merged)
+    made = tables.sheets(table, origin(records), merged)
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     (folder / "figures").mkdir(exist_ok=True)
     written = []
@@ -103,13 +132,8 @@ def write(*folders: str | Path, question: str = "", command: str = "") -> Report
     drawn = figures.draw(table, folder / "figures", depths)
     for stale in {*(folder / "figures").glob("*.p[dn][fg]")} - {*drawn}:
         stale.unlink()
-    small = list(dict.fromkeys(line for made_one in made.values() for line in made_one.small))
-    stores = {place.name: Store(place) for place in places}
-    text = page.render(table, title, question, small, merged, depths, records, stores)
-    _write(folder / "index.html", text)
-    if not (folder / "README.md").exists():
-        _write(folder / "README.md", _readme(title, question, command, records, drawn))
-    return Report(folder, title, table, tuple(written), tuple(drawn), folder / "index.html")
+    report = Report(folder, title, table, tuple(written), tuple(drawn), folder / "index.html")
+    return records, made, report, depths
 
 
 def keep_merged(folder: str | Path, merged: Iterable[tuple[str, str]]) -> None:

@@ -98,9 +98,14 @@ OTHERS = (FAINT, ".")
 """The look of methods that are too many to be told apart."""
 
 
-def appearance(frame: pd.DataFrame) -> dict[str, tuple[str, str]]:
-    """Method -> colour and marker, the same in every figure of a report."""
-    axes = labels.varying(frame)
+def appearance(
+    frame: pd.DataFrame, axes: Sequence[str] | None = None
+) -> dict[str, tuple[str, str]]:
+    """Method -> colour and marker, the same in every figure of a report.
+
+    ``axes``: what tells methods apart beside their options; None: every axis that varies.
+    """
+    axes = labels.varying(frame) if axes is None else axes
     rows = [row for row in labels.rows(frame) if not is_reference(row)]
     names = sorted({labels.grid(row, axes) for row in rows if row["status"] == "ok"})
     return {

@@ -133,7 +133,9 @@ def latex(sheet: Sheet) -> str:
     out += ["\\endhead", "\\bottomrule", "\\endfoot"] if tall else []
     for block, lines in sheet.blocks():
         out += ["\\midrule"]
-        out += [f"\\multicolumn{{{span}}}{{l}}{{\\emph{{{tex(block)}}}}} \\\\"] if block else []
+        # of no width of its own, so that a long name does not pull the columns apart
+        name = f"\\makebox[0pt][l]{{\\emph{{{tex(block)}}}}}"
+        out += [f"\\multicolumn{{{span}}}{{l}}{{{name}}} \\\\"] if block else []
         for line in lines:
             cells = (_emphasis_tex(line, i) for i in range(len(line.cells)))
             out.append(" & ".join(cells) + " \\\\")

@@ -71,7 +71,7 @@ def build(out: Path, results: Path) -> Built:
 
 def reports(folders: Iterable[Path]) -> None:
     """Each experiment's own tables and figures anew, in its folder."""
-    for _ in _spread(_report, list(folders)):
+    for _ in _spread(report.redraw, list(folders)):
         pass
 
 
@@ -117,10 +117,6 @@ def _spread(job: Callable[[Any], Any], items: list[Any]) -> list[Any]:
         return [job(item) for item in items]
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
         return list(pool.map(job, items))
-
-
-def _report(folder: Path) -> None:
-    report.write(folder)
 
 
 def _section(section: Section, out: Path, results: Path) -> tuple[Float, ...]:

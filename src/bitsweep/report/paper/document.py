@@ -9,32 +9,27 @@ from bitsweep.report.paper.language import Section, Width
 from bitsweep.report.sheet import fine, tex
 
 PREAMBLE = r"""% Made by `bitsweep paper` from the Records; edit experiments/*.yaml instead.
-% A paper's own document needs booktabs and graphicx, and inputs single files of tables/.
-\documentclass[twocolumn,10pt]{article}
+% Your own paper inputs single files of tables/ and figures/; it needs booktabs and graphicx.
+% Widths here are those of two columns: 3.25 in, 0.25 in between, 6.75 in together.
+\documentclass[10pt]{article}
 \usepackage[T1]{fontenc}
 \usepackage{mathptmx}
-\usepackage[a4paper,textwidth=6.75in,textheight=9.6in,columnsep=0.25in]{geometry}
+\usepackage[a4paper,textwidth=6.75in,textheight=9.8in]{geometry}
 \usepackage{booktabs}
 \usepackage{graphicx}
+\raggedbottom
 \setlength{\parindent}{0pt}
 \setlength{\parskip}{3pt}
 \setlength{\tabcolsep}{3.2pt}
 \setlength{\abovecaptionskip}{3pt}
 \setlength{\belowcaptionskip}{3pt}
-\setcounter{totalnumber}{8}
-\setcounter{dbltopnumber}{6}
-\setcounter{topnumber}{6}
-\renewcommand{\topfraction}{0.95}
-\renewcommand{\dbltopfraction}{0.95}
-\renewcommand{\textfraction}{0.05}
-\renewcommand{\floatpagefraction}{0.6}
-\renewcommand{\dblfloatpagefraction}{0.6}
 \makeatletter
-\setlength{\@fptop}{0pt}
-\setlength{\@dblfptop}{0pt}
+\newenvironment{panel}[2]% its width, table or figure
+  {\begin{minipage}[t]{#1}\vspace{0pt}\def\@captype{#2}\centering}{\end{minipage}}
 \makeatother
 \begin{document}
 """
+WIDTHS = {"column": "3.25in", "text": r"\textwidth"}
 
 
 @dataclass(frozen=True)
@@ -60,33 +55,46 @@ class Written:
 
 
 def latex(written: Sequence[Written]) -> str:
-    """``tables.tex``: a section for each experiment, in it its floats."""
+    """``tables.tex``: a section for each experiment; what is one column wide stands in pairs."""
     parts = [PREAMBLE]
     for made in written:
         section = made.section
+        parts.append(f"\\setcounter{{section}}{{{section.number - 1}}}")
         parts.append(f"\\section{{{tex(section.title)}}}")
         parts.append(fine(section.question) + "\\par")
         for command, cost in section.commands:
             said = f" {fine(cost)}." if cost else ""
-            parts.append(f"{{\\small\\texttt{{{tex(command)}}}{said}\\par}}")
-        parts += [_float(each) for each in made.floats]
-        parts.append("\\clearpage\n")
-    return "\n".join([*parts, "\\end{document}"]) + "\n"
+            parts.append(f"\\nopagebreak{{\\small\\texttt{{{tex(command)}}}{said}\\par}}")
+        for index, row in enumerate(_rows(made.floats)):
+            start = "\\medskip\n" if index else "\\nopagebreak\\medskip\n"
+            parts.append(start + "\\hfill\n".join(map(_panel, row)) + "\\par")
+    return "\n\n".join([*parts, "\\end{document}"]) + "\n"
 
 
-def _float(made: Float) -> str:
-    star = "*" if made.width == "text" else ""
+def _rows(floats: Sequence[Float]) -> list[list[Float]]:
+    """Two abreast where both are one column wide."""
+    rows: list[list[Float]] = []
+    for made in floats:
+        beside = rows and len(rows[-1]) == 1 and rows[-1][0].width == made.width == "column"
+        if beside:
+            rows[-1].append(made)
+        else:
+            rows.append([made])
+    return rows
+
+
+def _panel(made: Float) -> str:
     kind = "table" if made.kind == "tables" else "figure"
     label = f"{'tab' if kind == 'table' else 'fig'}:{made.name}"
     caption = f"\\caption{{{tex(made.caption)}}}\\label{{{label}}}"
-    lines = [f"\\begin{{{kind}{star}}}[!htbp]\\centering"]
+    lines = [f"\\begin{{panel}}{{{WIDTHS[made.width]}}}{{{kind}}}"]
     if kind == "table":
         lines += [f"{caption}\\footnotesize", *(f"\\input{{tables/{name}}}" for name in made.files)]
     else:
         graphics = [f"\\includegraphics{{figures/{name}.pdf}}" for name in made.files]
-        lines += ["\\hfill\n".join(graphics) if star else "\\\\\n".join(graphics)]
+        lines.append(("\\hfill\n" if made.width == "text" else "\\par\n").join(graphics))
         lines += [caption, f"{{\\scriptsize\\raggedright {fine(made.origin)}\\par}}"]
-    return "\n".join([*lines, f"\\end{{{kind}{star}}}"])
+    return "\n".join([*lines, "\\end{panel}"])
 
 
 def index(written: Sequence[Written]) -> str:

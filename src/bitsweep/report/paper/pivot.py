@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from bitsweep.report.paper.select import (
     ordered,
 )
 from bitsweep.report.sheet import DIRTY, DIRTY_NOTE, PAGE_LINES, Line, Sheet
-from bitsweep.report.tables import MINUS, fronts, protocols, signed
+from bitsweep.report.tables import MINUS, fronts, signed
 
 NONE = "–"
 """In a cell whose point was refused or failed; its reason stands below."""
@@ -73,7 +73,7 @@ def make(where: str, frame: pd.DataFrame, table: Table) -> Made:
         columns=tuple(_raw(table, used)),
         values=tuple(tuple(row.get(name) for name in _raw(table, used)) for row in every),
         notes=(*_notes(chosen, table, lines, every), *table.notes),
-        small=tuple(protocols(frame, used, {str(row["model"]) for row in chosen.rows})),
+        small=tuple(_protocols(frame, used, dict.fromkeys(str(row["model"]) for row in every))),
         over=_over(table, shown, across, names),
     )
     return Made(sheet, frozenset(str(row["run_id"]) for row in every))
@@ -88,7 +88,8 @@ class _Names:
             for column, texts in table.names.items()
         }
         self.short: dict[str, str] = {}
-        every = list(dict.fromkeys(str(row["approach"]) for row in chosen.rows))
+        ok = [row for row in chosen.rows if row["status"] == "ok"]
+        every = list(dict.fromkeys(str(row["approach"]) for row in ok))
         bare = [labels.OPTIONS.sub("", name) for name in every]
         for name, cut in zip(every, bare, strict=True):
             self.short[name] = cut if bare.count(cut) == 1 else name
@@ -226,7 +227,7 @@ def _title(
     if number_ is None:
         return title
     column = chosen.column(plain.of, reference)
-    plain = replace(plain, digits=plain.digits if shown[0].show == "value" else None)
+    plain = replace(plain, digits=plain.digits if shown[0].show == "value" else 3)
     said = f"{called(column)} {_printed(number_, plain)}"
     return f"{title}; full precision: {said}" if title else f"full precision: {said}"
 
@@ -321,6 +322,22 @@ def _head(value: Value) -> str:
         return value.head
     unit = "Δ % " if value.show == "change" else ""
     return f"{unit}{called(value.of)}{' [95 %]' if value.interval else ''}"
+
+
+def _protocols(frame: pd.DataFrame, used: Sequence[str], models: Iterable[str]) -> Iterable[str]:
+    """Each signature once, with the metrics and models that it is of."""
+    signatures = frame.attrs["signatures"]
+    of: dict[str, dict[str, None]] = {}
+    whose: dict[str, dict[str, None]] = {}
+    for model in models:
+        for name in used:
+            if signature := signatures.get(model, {}).get(name):
+                of.setdefault(signature, {})[name] = None
+                whose.setdefault(signature, {})[model] = None
+    everyone = {model for found in whose.values() for model in found}
+    for signature, names in of.items():
+        some = f" of {', '.join(whose[signature])}" if set(whose[signature]) != everyone else ""
+        yield f"{', '.join(names)}{some}: {signature}"
 
 
 def _heads(

@@ -23,6 +23,8 @@ from bitsweep.report.paper.select import Chosen, choose, known_column, number, o
 from bitsweep.report.style import COLUMN_IN, FAINT, MARKERS, PALE, PALETTE, TEXT_IN, slug
 from bitsweep.report.tables import heat, primaries
 
+CHAINED = ("transforms", "recover", "input", "kv")
+"""Axes that tell the methods of a front apart, beside their options."""
 DASHES = ("-", "--", ":", "-.")
 
 
@@ -67,7 +69,10 @@ def _by_model(
     else:
         known_column(f"{where}.x", figure.x, part)
         label = figure.label or figures.SPEED_AXIS.get(figure.x) or called(figure.x)
-        looks, names = figures.appearance(part), labels.varying(part)
+        looks, names = (
+            figures.appearance(part),
+            [axis for axis in labels.varying(part) if axis in CHAINED],
+        )
         drawing = figures.front_figure(rows, figure.x, label, own[model], looks, names, title)
     yield Picture(end, drawing, ids)
 

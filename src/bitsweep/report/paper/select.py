@@ -98,8 +98,8 @@ def choose(
     rows: list[dict[str, Any]] = []
     references: list[dict[str, Any]] = []
     seen: set[str] = set()
-    for row in labels.rows(full):
-        row |= {"approach": approach(row), "weights": labels.weights(row)}
+    for given in labels.rows(full):
+        row = {**given, "approach": approach(given), "weights": labels.weights(given)}
         row["policy_name"] = str(row.get("policy") or "").partition(" ")[0] or None
         name = f"{row['run_id']} {[row.get(k) for k in ('engine', *OF_THE_MODEL[3:])]}"
         if name in seen:
