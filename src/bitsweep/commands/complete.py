@@ -11,7 +11,7 @@ from bitsweep.compose import CONFIG_NAME, experiments, group_files, hydra_app, o
 from bitsweep.errors import UserError
 
 OVERRIDES = ("run", "sweep", "plan")
-NAMES = ("sweep", "plan", "report")
+NAMES = ("sweep", "plan", "report", "recommend")
 
 
 def answer(arguments: Sequence[str]) -> int:

@@ -1,16 +1,14 @@
 """Which points to take: those within all limits of a line, in order of what is to be best.
 
-Sizes are exact; of two points whose sizes differ by less than 1 % neither is smaller. Qualities and
-speeds are compared as the front does (``report/front.py``): a point whose interval reaches that of
-the best is tied with it, and of tied points the smaller is preferred, then the faster.
+The order, and what is tied in it, is ``ranking.py``'s.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
@@ -18,12 +16,8 @@ from bitsweep.report import acceptance, estimate, labels
 from bitsweep.report.acceptance import PASSING, Acceptance, Amount, Case, Check
 from bitsweep.report.estimate import Estimate, Row
 from bitsweep.report.frame import is_reference
+from bitsweep.report.ranking import Best, Candidate, rank
 from bitsweep.report.seeds import SEEDS
-
-Best = Literal["size", "quality", "speed", "memory"]
-BESTS: tuple[Best, ...] = ("size", "quality", "speed", "memory")
-ALIKE = 0.01
-"""Sizes that differ by less than this share are taken as equal."""
 
 DEFAULT_KEEP = 0.99
 TIMED = ("engine", "device", "threads", "decode", "prefill", "cache_mib")
@@ -31,35 +25,21 @@ TIMED = ("engine", "device", "threads", "decode", "prefill", "cache_mib")
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked. ``metric``: what quality is ranked by, a metric or kind of metric (``""``: the
-    model's own perplexity); ``best``: None leaves it to :func:`objective`; ``sure``: only points
-    whose whole intervals are within every limit; ``where``: column -> the values that it may have.
+    """What is asked.
+
+    - ``metrics``: what quality is ranked by, metrics or kinds of them (``""``: the model's own
+      perplexity); of several the one of which least is kept;
+    - ``best``: None leaves it to :func:`objective`;
+    - ``where``: column -> the values that it may have;
+    - ``sure``: only points whose whole intervals are within every limit.
     """
 
     line: Acceptance = field(default_factory=Acceptance)
-    metric: str = ""
+    metrics: tuple[str, ...] = ("",)
     best: Best | None = None
     where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     top: int = 3
     sure: bool = False
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One point: its checks against the line, and the numbers that points are ranked by."""
-
-    row: Row
-    name: str
-    checks: tuple[Check, ...]
-    quality: Estimate
-    size: Estimate
-    speed: Estimate
-    memory: Estimate
-    seeds: tuple[float, ...] = ()
-
-    @property
-    def verdict(self) -> acceptance.Verdict:
-        return acceptance.worst(self.checks)
 
 
 @dataclass(frozen=True)
@@ -89,6 +69,11 @@ class Answer:
     unmeasured: Mapping[str, tuple[int, str]]
     near: tuple[Candidate, ...] = ()
     relaxed: tuple[Relaxed, ...] = ()
+
+    @property
+    def fast(self) -> bool:
+        """Whether speed was asked for."""
+        return self.line.speedup is not None or self.best == "speed"
 
 
 def answers(frame: pd.DataFrame, question: Question) -> list[Answer]:
@@ -123,11 +108,11 @@ def _answer(
 ) -> Answer:
     line = question.line
     if line == Acceptance() and case.primary:
-        line = Acceptance(keep={"": DEFAULT_KEEP})
+        line = Acceptance(keep=dict.fromkeys(question.metrics, DEFAULT_KEEP))
     best = question.best or objective(line, case)
     aside = Counter(_aside(row) for row in rows)
     candidates = [
-        _candidate(row, line, case, question.metric, names) for row in rows if not _aside(row)
+        _candidate(row, line, case, question.metrics, names) for row in rows if not _aside(row)
     ]
     candidates = _with_seeds(candidates, axes)
     good = ("yes",) if question.sure else PASSING
@@ -163,69 +148,6 @@ def _answer(
     )
 
 
-def rank(candidates: Sequence[Candidate], best: Best) -> tuple[list[Candidate], int]:
-    """In order of what is to be best, and how many are tied with the first (itself included)."""
-    value, alike, then = _RULES[best]
-    left = sorted(candidates, key=lambda c: (value(c), *then(c), str(c.row["run_id"])))
-    ranked: list[Candidate] = []
-    tied = 0
-    while left:
-        group = [c for c in left if c is left[0] or alike(c, left[0])]
-        group.sort(key=lambda c: (*then(c), value(c), str(c.row["run_id"])))
-        tied = tied or len(group)
-        ranked += group
-        left = [c for c in left if not any(c is taken for taken in group)]
-    return ranked, tied
-
-
-def _least(found: Estimate) -> float:
-    return float("inf") if found.value is None else found.value
-
-
-def _most(found: Estimate) -> float:
-    return float("inf") if found.value is None else -found.value
-
-
-def _reaches(own: Estimate, best: Estimate) -> bool:
-    """Whether the interval of ``own`` reaches that of ``best``, more being better."""
-    if own.bounds is None or best.bounds is None:
-        return own.value is not None and own.value == best.value
-    return own.bounds[1] >= best.bounds[0]
-
-
-def _close(own: Estimate, best: Estimate) -> bool:
-    if own.value is None or best.value is None:
-        return own.value is best.value
-    return own.value <= best.value * (1 + ALIKE)
-
-
-_Keys = Callable[[Candidate], tuple[float, ...]]
-_RULES: dict[
-    Best, tuple[Callable[[Candidate], float], Callable[[Candidate, Candidate], bool], _Keys]
-] = {
-    "size": (
-        lambda c: _least(c.size),
-        lambda c, best: _close(c.size, best.size),
-        lambda c: (_most(c.quality), _most(c.speed)),
-    ),
-    "quality": (
-        lambda c: _most(c.quality),
-        lambda c, best: _reaches(c.quality, best.quality),
-        lambda c: (_least(c.size), _most(c.speed)),
-    ),
-    "speed": (
-        lambda c: _most(c.speed),
-        lambda c, best: _reaches(c.speed, best.speed),
-        lambda c: (_least(c.size), _most(c.quality)),
-    ),
-    "memory": (
-        lambda c: _least(c.memory),
-        lambda c, best: _close(c.memory, best.memory),
-        lambda c: (_most(c.quality), _most(c.speed)),
-    ),
-}
-
-
 def _nearest(
     candidates: Sequence[Candidate], good: Sequence[str]
 ) -> tuple[list[Candidate], list[Relaxed]]:
@@ -258,11 +180,13 @@ def _nearest(
 
 
 def _candidate(
-    row: Row, line: Acceptance, case: Case, metric: str, names: Sequence[str]
+    row: Row, line: Acceptance, case: Case, metrics: Sequence[str], names: Sequence[str]
 ) -> Candidate:
-    kept = [estimate.kept(row, name, case.meaning, case.full) for name in case.named(metric)]
+    meant = dict.fromkeys(name for asked in metrics for name in case.named(asked))
+    kept = [estimate.kept(row, name, case.meaning, case.full) for name in meant]
     known = [found for found in kept if found.value is not None]
-    quality = min(known, key=_least, default=Estimate(None, of="quality", reason="not measured"))
+    nothing = Estimate(None, of="quality", reason="not measured")
+    quality = min(known, key=lambda found: found.value or 0.0, default=nothing)
     if len(known) < len(kept):  # the worst of its tasks is what counts, and one has no number
         quality = next(found for found in kept if found.value is None)
     words = (labels.method(row, names), labels.weights(row), labels.policy(row))
@@ -311,7 +235,7 @@ def _rows(frame: pd.DataFrame, question: Question) -> list[dict[str, Any]]:
     """The rows that ``where`` leaves, one a point though several experiments have it."""
     line = question.line
     looked = Acceptance(
-        drop=line.drop, keep={**line.keep, question.metric: 0.0}, speedup=0.0,
+        drop=line.drop, keep={**line.keep, **dict.fromkeys(question.metrics, 0.0)}, speedup=0.0,
         memory=Amount(0.0), file=Amount(0.0),
     )  # fmt: skip
     more = ("experiment", "reason", "point_id", "run_id", "plan", "misfits", "dirty", "device")
@@ -321,15 +245,14 @@ def _rows(frame: pd.DataFrame, question: Question) -> list[dict[str, Any]]:
         if not all(str(row.get(k)) in values for k, values in question.where.items()):
             continue
         key = (str(row["model"]), str(row["point_id"]))
-        found[key] = _merged(found[key], row) if key in found else row
+        found[key] = _merged(found[key], row) if key in found else dict(row)
     return list(found.values())
 
 
 def _merged(first: dict[str, Any], other: Row) -> dict[str, Any]:
     """Two rows of one point: what the first has not measured, and the faster of two timings."""
-    speeds = [_least(estimate.speedup(row)) for row in (first, other)]
-    known = [-1.0 if speed == float("inf") else speed for speed in speeds]
+    speeds = [estimate.speedup(row).value or 0.0 for row in (first, other)]
     timed = {name: value for name, value in other.items() if name.startswith(TIMED)}
     rest = {name: value for name, value in other.items() if name not in timed}
     made = {**rest, **{name: value for name, value in first.items() if value is not None}}
-    return {**made, **timed} if known[1] > known[0] else {**timed, **made}
+    return {**made, **timed} if speeds[1] > speeds[0] else {**timed, **made}

@@ -1,0 +1,313 @@
+"""An Answer in words: the sentences, the table and the commands of ``bitsweep recommend``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from bitsweep.report import acceptance, estimate
+from bitsweep.report.acceptance import Acceptance, Amount, Check
+from bitsweep.report.estimate import Estimate
+from bitsweep.report.ranking import Candidate
+from bitsweep.report.recommend import Answer, Question
+from bitsweep.report.tables import number
+from bitsweep.timing import Shape
+
+SURE = {"yes": "surely", "likely": "within noise", "unlikely": "no, within noise", "no": "no"}
+BEST = {
+    "size": "the smallest file",
+    "quality": "the best quality",
+    "speed": "the fastest decode",
+    "memory": "the least memory",
+}
+MIB_A_GIB = 1024
+
+
+def mib(amount: float) -> str:
+    """``3.50 GiB``, ``2.62 MiB``."""
+    in_gib = amount >= MIB_A_GIB
+    return f"{amount / MIB_A_GIB:.2f} GiB" if in_gib else f"{amount:.2f} MiB"
+
+
+def size(amount: Amount, of: str) -> str:
+    return f"{amount.value:g} × {of}" if amount.relative else mib(amount.value)
+
+
+def asked(line: Acceptance, answer: Answer) -> list[str]:
+    """Each limit in words, what is compared with what included."""
+    words = []
+    for name, share in line.keep.items():
+        metrics = answer.case.named(name)
+        words.append(f"keep at least {share:g} of {', '.join(metrics) or name or 'ppl'}")
+    for name, most in line.drop.items():
+        unit = " %" if most.relative else " points" if name.startswith(SCORES) else ""
+        verb = "higher" if _rises(name, answer) else "lower"
+        words.append(f"{name} at most {most.value:g}{unit} {verb}")
+    if line.speedup is not None:
+        words.append(f"decode at least {line.speedup:g} × bf16")
+    if line.memory is not None:
+        words.append(f"memory at most {size(line.memory, 'the 16-bit model’s')}")
+    if line.file is not None:
+        words.append(f"file at most {size(line.file, 'full precision’s')}")
+    return words or ["no limits"]
+
+
+SCORES = ("bleu", "rouge", "acc", "top1")
+
+
+def _rises(name: str, answer: Answer) -> bool:
+    metrics = answer.case.named(name)
+    return bool(metrics) and answer.case.meaning[metrics[0]]["better"] == "lower"
+
+
+def definitions(answer: Answer) -> list[str]:
+    """What the words of the limits mean, those that are used."""
+    line, found = answer.line, []
+    if line.keep or answer.passing or answer.near:
+        named = [m for name in (line.keep or {"": 0.0}) for m in answer.case.named(name)]
+        lower = [m for m in named if answer.case.meaning[m]["better"] == "lower"]
+        own = [m for m in named if estimate.kind(m) in estimate.AGREEMENT]
+        higher = [m for m in named if m not in lower and m not in own]
+        for metrics, text in (
+            (lower, "{m} of full precision / of the point"),
+            (higher, "{m} of the point / of full precision"),
+            (own, "{m} itself, agreement with full precision"),
+        ):
+            if metrics:
+                found.append("kept = " + text.format(m=", ".join(metrics)))
+    if named_memory(answer):
+        found.append("memory = " + "; ".join(named_memory(answer)))
+    paired = ", of a quality paired with full precision" if answer.case.primary else ""
+    found.append(f"[ ] = 95 % interval{paired}")
+    return found
+
+
+def named_memory(answer: Answer) -> list[str]:
+    if answer.line.memory is None:
+        return []
+    checks = [c for x in (*answer.passing, *answer.near) for c in x.checks if c.name == "memory"]
+    return sorted({check.found.of for check in checks})
+
+
+def head(answer: Answer, question: Question) -> str:
+    limits = "; ".join(asked(answer.line, answer))
+    line = f" ({answer.line.name})" if answer.line.name else ""
+    points = f"{answer.considered} point{'s' * (answer.considered != 1)}"
+    sure = ", with the whole interval" if question.sure else ""
+    return f"{answer.model}: {points}; {limits}{line}{sure}; of those {BEST[answer.best]}"
+
+
+def default_line(answer: Answer, question: Question) -> str:
+    """What was assumed where nothing was asked; empty where something was."""
+    if question.line != Acceptance():
+        return ""
+    if answer.line == question.line:
+        return "no quality was measured here: points are compared by speed and size alone"
+    share = next(iter(answer.line.keep.values()))
+    return f"no limit was given, so --keep {share:g} is taken"
+
+
+def columns(answer: Answer, shown: Sequence[Candidate]) -> list[tuple[str, list[str]]]:
+    """Head and cells of the numbers, one column each; what nobody has is left out."""
+    made = [
+        ("MiB", [number(c.size.value) for c in shown]),
+        ("× full", [number(c.row.get("file_mib.delta"), 3) for c in shown]),
+        ("kept [95 %]", [cell(c.quality) for c in shown]),
+        ("decode × bf16", [cell(c.speed, 2) or "no time" for c in shown]),
+    ]
+    if all(c.speed.value is None for c in shown):
+        made.pop()
+    for name in acceptance.by_name(shown[0].checks) if shown else ():
+        if name not in ("file", "latency") and not name.startswith("keep"):
+            checks = [deciding(c, name) for c in shown]
+            title = name if name == "memory" else f"{name} lower by"
+            if _rises(name, answer):
+                title = f"{name} higher by"
+            made.append((title, [cell(c.found) or "?" for c in checks]))
+    made = [(head, cells) for head, cells in made if any(cells)]
+    return [*made, ("passes", [_passes(c) for c in shown])]
+
+
+def _passes(candidate: Candidate) -> str:
+    if candidate.verdict in acceptance.PASSING:
+        return SURE[candidate.verdict]
+    return acceptance.text([c for c in candidate.checks if c.verdict not in acceptance.PASSING])
+
+
+def deciding(candidate: Candidate, name: str) -> Check:
+    """Of the checks called ``name`` the one that decides against most."""
+    own = [check for check in candidate.checks if check.name == name]
+    return min(own, key=lambda c: (acceptance.VERDICTS.index(c.verdict), -c.beyond))
+
+
+def cell(found: Estimate, digits: int = 3) -> str:
+    return "" if found.value is None else acceptance.interval(found, digits)
+
+
+def take(answer: Answer) -> list[str]:
+    """The sentences about the first: what it is, how sure, what is tied with it, its seeds."""
+    best = answer.passing[0]
+    told = [f"{mib(best.size.value)}"] if best.size.value is not None else []
+    if best.quality.value is not None:
+        told.append(f"keeps {cell(best.quality, 4)} of {best.quality.of}")
+    told.append(f"{best.speed.of} {cell(best.speed, 2)}" if best.speed.value else "not timed")
+    lines = [f"{best.name}: {', '.join(told)}; {_how_sure(best)}"]
+    if best.verdict == "likely":
+        sure = next((c for c in answer.passing if c.verdict == "yes"), None)
+        lines.append(
+            f"surely passes, and comes first of those that do: {sure.name}, "
+            f"{', '.join(_told(sure))}  (bitsweep show {sure.row['run_id'][:12]})"
+            if sure is not None
+            else "no point passes with its whole interval"
+        )
+    if _tied(answer):
+        lines.append(_tied(answer))
+    if best.seeds:
+        lines.append(
+            f"it is one of {len(best.seeds)} points that differ in nothing but the seed; they keep "
+            f"{best.seeds[0]:.4f} to {best.seeds[-1]:.4f}"
+        )
+    if best.row.get("dirty"):
+        lines.append("measured by code with uncommitted changes")
+    return lines
+
+
+def _told(candidate: Candidate) -> list[str]:
+    told = [mib(candidate.size.value)] if candidate.size.value is not None else []
+    told += [f"kept {cell(candidate.quality, 4)}"] if candidate.quality.value is not None else []
+    return told
+
+
+def _how_sure(candidate: Candidate) -> str:
+    if not candidate.checks:
+        return "nothing was asked of it"
+    if candidate.verdict == "yes":
+        return "passes surely"
+    loose = [check for check in candidate.checks if check.verdict == "likely"]
+    return f"passes, but within noise: {'; '.join(map(acceptance.explain, loose))}"
+
+
+def _tied(answer: Answer) -> str:
+    """What is as good as the first in what was to be best, or how the next one stands to it."""
+    others = answer.tied - 1
+    if not others:
+        return _next(answer)
+    points = f"{others} more point{'s' * (others != 1)}"
+    if answer.best in ("quality", "speed"):
+        return (
+            f"tie: {points} within noise of the best {answer.best}; "
+            "of them this is the smallest, then the fastest"
+        )
+    best, second = answer.passing[:2]
+    text = f"tie: {points} of the same size (within 1 %)"
+    if second.quality.value is None:
+        return text
+    return f"{text}; this one's quality is {_against(best, second)}"
+
+
+def _next(answer: Answer) -> str:
+    """The runner-up of a ranking that has one winner."""
+    if len(answer.passing) < 2:
+        return "no other point passes"
+    best, second = answer.passing[:2]
+    told = []
+    if best.size.value and second.size.value:
+        more = 100 * (second.size.value / best.size.value - 1)
+        side = "larger" if more > 0 else "smaller"
+        told.append(f"{abs(more):.0f} % {side}" if abs(more) >= 0.5 else "of the same size")
+    if answer.fast and second.speed.value is not None:
+        told.append(f"decode {cell(second.speed, 2)} × bf16")
+    if second.quality.value is not None and best.quality.value is not None:
+        told.append(f"its quality is {_against(second, best)}")
+    return f"next: {second.name}, {', '.join(told)}"
+
+
+def _against(own: Candidate, other: Candidate) -> str:
+    """How the quality of ``own`` stands to that of ``other``, by their paired intervals."""
+    a, b = own.quality, other.quality
+    if a.bounds is None or b.bounds is None:
+        return f"{cell(a, 4)} against {cell(b, 4)}, without intervals"
+    if a.bounds[0] <= b.bounds[1] and b.bounds[0] <= a.bounds[1]:
+        return f"within noise of that of {other.name}"
+    side = "better" if _value(a) > _value(b) else "worse"
+    return f"{side} than that of {other.name}, beyond noise"
+
+
+def _value(found: Estimate) -> float:
+    assert found.value is not None
+    return found.value
+
+
+def timing(answer: Answer, signatures: Mapping[str, str]) -> str:
+    """Where and how the first was timed, and when not to believe it; empty where it was not."""
+    best = answer.passing[0]
+    if best.speed.value is None:
+        return ""
+    elsewhere = " @ " in best.speed.of
+    place = best.speed.of.partition("bf16")[2].removeprefix(" @ ")
+    here = f"{best.row.get('device')}, {best.row.get('threads')} threads"
+    where = f"another machine ({place})" if elsewhere else here
+    shape = Shape.read(signatures.get("decode_vs_bf16", ""))
+    marks = estimate.timing_marks(best.row)
+    parts = [f"timed on {where}"]
+    parts += [f"{shape}".rpartition(", ")[0]] if shape and not elsewhere else []
+    parts += [f"marked {', '.join(marks)}: see docs/protocols.md"] if marks else []
+    return ", ".join(parts)
+
+
+def left_out(answer: Answer) -> list[str]:
+    """How many points did not pass and why; what was not looked at."""
+    lines = []
+    missed = answer.considered - len(answer.passing)
+    if missed and answer.left_out:
+        several = "; a point may break several" if len(answer.left_out) > 1 else ""
+        counts = ", ".join(f"{name} {count}" for name, count in answer.left_out.items())
+        lines.append(f"{missed} of {answer.considered} do not pass: {counts}{several}")
+    for name, (count, why) in answer.unmeasured.items():
+        reason = why if len(why) < LONG else f"{why[:LONG]}…"
+        lines.append(f"{count} can not pass, as {name} has no number there: {reason}")
+    if any(name != "full precision" for name in answer.aside):
+        words = {"one part alone": "with one part alone quantized"}
+        counts = ", ".join(
+            f"{count} {words.get(name, name)}"
+            for name, count in answer.aside.items()
+            if name != "full precision"
+        )
+        lines.append(f"beside these: {counts}")
+    return lines
+
+
+LONG = 160
+
+
+def relax(answer: Answer, sure: bool = False) -> list[str]:
+    """For each limit that alone is in the way: the flag that would let a point pass, and which."""
+    if not answer.relaxed:
+        return ["no limit, relaxed alone, lets a point pass"]
+    return [
+        f"{flag(r.check, answer.line, sure)} would let {r.by.name} pass "
+        f"({acceptance.explain(r.check)})"
+        for r in answer.relaxed
+    ]
+
+
+def flag(check: Check, line: Acceptance, sure: bool = False) -> str:
+    """The option that sets this limit to what the point has, rounded to its side of it."""
+    found = check.found
+    value = _value(found)
+    if sure and found.bounds is not None:
+        value = min(found.bounds) if check.at_least else max(found.bounds)
+    places = 2 if check.name in ("memory", "file") and value >= 1 else 3
+    power = 10.0**places
+    rounded = (math.floor if check.at_least else math.ceil)(value * power) / power
+    shown = f"{rounded:.{places}f}".rstrip("0").rstrip(".")
+    if check.name.startswith("keep"):
+        return f"--keep {shown}"
+    if check.name == "latency":
+        return f"--min-speedup {shown}"
+    if check.name in ("memory", "file"):
+        limit = line.memory if check.name == "memory" else line.file
+        unit = "x" if limit is not None and limit.relative else "MiB"
+        return f"--max-{'memory' if check.name == 'memory' else 'bytes'} {shown}{unit}"
+    unit = "%" if line.drop[check.name].relative else ""
+    return f"--max-drop {check.name}={shown}{unit}"
