@@ -1,22 +1,54 @@
-"""A tracker sees finished Records, may fail at any time, and costs a sweep one line at most."""
+"""Trackers see finished Records, say the same of each, may fail at any time, and cost one line."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import records
+import trackers
 
 from bitsweep import tracking
+from bitsweep.compose import compose, group_files
+from bitsweep.config import job
+from bitsweep.errors import UserError
 from bitsweep.record import Record
 from bitsweep.store import Store
-from bitsweep.tracking.flat import config, numbers
+from bitsweep.tracking.flat import TEXT_CAP, config, label, numbers, plain, safe
+
+HOME = "/home/somebody"
+SECRET = "5ec12e7" * 6
+WEIRD = "<script>alert('x')</script>\n| `a` \\ é 漢字 🎉"
+NAMES = sorted(set(group_files("tracker")) - {"none"})
+EXISTING = group_files("tracker")
 
 
 def measured() -> list[Record]:
+    """A quality, a timing, one without numbers, one refused, one failed, and one of odd strings."""
     point = ("gptq", 4, 64, "uniform")
-    timing = records.record(*point, kind="timing", metrics=records.latency(4))
-    timing.point |= {"engine": "torch_int4", "threads": 2, "device": "laptop"}
-    failed = records.record("rtn", 2, status="failed", reason="OSError: no such file")
-    return [records.record(*point, metrics=records.quality(*point)), timing, failed]
+    rows = [
+        records.record(*point, metrics=records.quality(*point)),
+        records.record(*point, kind="timing", metrics=records.latency(4)),
+        records.record("rtn", 2, kind="timing", metrics=records.latency(2)),
+        records.record("rtn", 4, 48, status="refused", reason="group_size=48 does not divide 256"),
+        records.record("rtn", 2, status="failed", reason=f"OSError: token={SECRET}"),
+        records.record("hqq", 3, model=WEIRD, method_options="x" * 10_000, label=f"hqq {WEIRD}"),
+    ]
+    rows[1].point |= {"engine": "torch_int4", "threads": 2, "device": "laptop"}
+    return rows
+
+
+@pytest.fixture(autouse=True)
+def _no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith(("WANDB_", "MLFLOW_TRACKING")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "no-config"))
+    monkeypatch.setattr(tracking, "_hinted", set())
 
 
 @pytest.fixture
@@ -24,18 +56,91 @@ def said() -> list[str]:
     return []
 
 
+def stored(folder: Path, rows: list[Record]) -> Store:
+    store = Store(folder / "results" / "demo")
+    store.prepare()
+    for record in rows:
+        store.put(record, [])
+    return store
+
+
+def test_every_tracker_has_a_reader_here():
+    assert sorted(trackers.KINDS) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_tracker_has_the_same_columns_and_numbers_of_each_record(tmp_path, said, name):
+    kind, rows = trackers.KINDS[name], measured()
+    mirror = tracking.open([kind.make(tmp_path)], stored(tmp_path, rows), said.append)
+    assert all(mirror.log(record) for record in rows)
+    found = {run.ident: run for run in kind.read(tmp_path)}
+    assert len(found) == len(rows)
+    for record in rows:
+        run = found[kind.ident(f"{record.run_id[:32]}-1")]
+        columns = {k: kind.column(v) for k, v in config(record).items() if v is not None}
+        values = {k: kind.number(v) for k, v in numbers(record).items() if v is not None}
+        assert run.columns == columns
+        assert run.numbers == values
+        assert run.failed == (record.status == "failed")
+        assert run.group == "demo"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_there_is_not_written_twice(tmp_path, said, name):
+    kind, rows = trackers.KINDS[name], measured()[:2]
+    store = stored(tmp_path, rows)
+    for _ in range(2):
+        mirror = tracking.open([kind.make(tmp_path)], store, said.append)
+        assert all(mirror.log(record) for record in rows)
+    assert len(kind.read(tmp_path)) == 2
+    assert len(said) == 1, "where it is to be seen, once"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_of_the_machine_is_written(tmp_path, said, name, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    kind, record = trackers.KINDS[name], measured()[4]
+    record.point |= {
+        "model": f"{HOME}/models/llama",
+        "method_options": f"text={HOME}/own.txt,url=https://user:{SECRET}@hub.example/x?t={SECRET}",
+    }
+    record.model["path"] = f"{HOME}/models/llama"
+    record.provenance["command"] = f"HF_TOKEN={SECRET} bitsweep run model.path={HOME}/models/llama"
+    tracking.open([kind.make(tmp_path)], stored(tmp_path, [record]), said.append).log(record)
+    (run,) = kind.read(tmp_path)
+    assert run.columns["model"] == "llama"
+    assert run.columns["method_options"] == "text=own.txt,url=x"
+    body = trackers.written(tmp_path)
+    assert HOME.encode() not in body
+    assert SECRET.encode() not in body
+
+
 @pytest.mark.parametrize(
     ("value", "kept"),
-    [("/home/me/models/llama", "llama"), ("org/name", "org/name"), ("https://u:p@h/x?t=1", "x")],
+    [
+        ("/home/me/models/llama", "llama"),
+        ("/home/my name/my model", "my model"),
+        ("C:\\Users\\me\\model", "model"),
+        ("org/name", "org/name"),
+        ("https://u:p@h/x?t=1", "x"),
+        ("path=/home/me/x,bits=4", "path=x,bits=4"),
+        ("w4g64 x28 / 3", "w4g64 x28 / 3"),
+    ],
 )
 def test_a_path_or_url_is_cut_to_its_last_part(value, kept):
-    assert config(records.record("rtn", 4, model=value))["model"] == kept
+    assert plain(value) == kept
 
 
 def test_names_of_numbers_do_not_nest():
     names = numbers(measured()[0])
     assert "ppl/in_domain_delta_lo" in names
-    assert not any("." in name for name in names)
+    assert all(name == safe(name) and "." not in name for name in names)
+
+
+def test_a_long_text_is_cut_and_a_label_is_one_line():
+    odd = measured()[5]
+    assert config(odd)["method_options"] == "x" * TEXT_CAP
+    assert label(odd) == "hqq <script>alert('x')</script> | `a` \\ é 漢字 🎉"
 
 
 class Down:
@@ -62,12 +167,73 @@ class Down:
     summarize = log
 
 
+DOWN = (
+    "tracker=down: TimeoutError: no answer; the Records are safe on disk, tracker=none turns it off"
+)
+
+
 def test_a_tracker_that_raises_costs_one_line_and_is_left_alone(tmp_path, said):
     tracker = Down()
     mirror = tracking.open([tracker], Store(tmp_path), said.append)
-    assert [mirror.log(record) for record in measured() * 2] == [False] * 6
-    assert said == [
-        "tracker=down: TimeoutError: no answer; "
-        "the Records are safe on disk, tracker=none turns it off"
-    ]
+    assert [mirror.log(record) for record in measured()] == [False] * 6
+    assert said == [DOWN]
     assert tracker.calls == tracking.GIVE_UP_AFTER
+
+
+def test_of_several_trackers_one_that_is_down_stops_no_other(tmp_path, said):
+    rows, up = measured()[:2], trackers.tensorboard(tmp_path)
+    mirror = tracking.open([Down(), up], stored(tmp_path, rows), said.append)
+    assert [mirror.log(record) for record in rows] == [False, False]
+    assert said == [DOWN, f"TensorBoard: tensorboard --logdir {tmp_path}/tensorboard"]
+    assert len(trackers.from_tensorboard(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        ([], ["wandb"]),
+        (["tracker=none"], ["none"]),
+        (["tracker=[]"], []),
+        (["tracker=[wandb,tensorboard]"], ["wandb", "tensorboard"]),
+        (["tracker=[tensorboard,wandb]", "tracker.wandb=null"], ["tensorboard"]),
+    ],
+)
+def test_tracker_takes_one_choice_or_a_list(overrides, names):
+    assert [tracker.name for tracker in job(compose(overrides)).trackers] == names
+
+
+def test_an_option_stands_below_its_tracker():
+    (tracker,) = job(compose(["tracker=[tensorboard]", "tracker.tensorboard.dir=mine"])).trackers
+    assert tracker == trackers.Tensorboard(dir="mine")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["tracker=[wandb,tensorbord]"], "tracker=tensorbord: no such tracker; did you mean tenso"),
+        (["tracker.project=x"], "tracker.project=x: no such key; did you mean tracker.wandb?"),
+        (["tracker=mlflow", "tracker.mlflow.uri=x"], "tracker.mlflow.uri=x: no such key"),
+        (["+tracker._target_=bitsweep.tracking.none.NoTracker"], "tracker._target_: stands below"),
+    ],
+)
+def test_a_mistake_in_a_tracker_is_one_line(overrides, line):
+    with pytest.raises(UserError) as error:
+        job(compose(overrides))
+    assert str(error.value).startswith(line)
+
+
+def test_a_package_is_imported_when_it_is_needed(tmp_path):
+    chosen = ",".join(EXISTING)
+    code = f"""
+from bitsweep.compose import compose, plain_config
+from bitsweep.config import trackers
+values, _ = plain_config(compose(["tracker=[{chosen}]"]))
+print(*[tracker.name for tracker in trackers(values)])
+import sys
+print(*sorted({{"wandb", "mlflow", "sqlalchemy", "tensorboard", "torch"}} & set(sys.modules)))
+"""
+    made = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert made.stdout.splitlines() == [" ".join(EXISTING), ""]
+    assert list(tmp_path.iterdir()) == []
