@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitsweep import cli, config, tracking
+from bitsweep import cli, config
 from bitsweep.commands.launch import Parser, question
 from bitsweep.commands.look import folder_of
 from bitsweep.compose import compose, experiment_overrides, experiments, group_files
@@ -19,77 +19,50 @@ from bitsweep.config import command_line
 from bitsweep.errors import UserError
 from bitsweep.store import Store
 from bitsweep.tracking import MANIFEST, Summary, Tracker
-from bitsweep.tracking.flat import label
 from bitsweep.tracking.ledger import Ledger
+from bitsweep.tracking.upload import Artifacts, Task, missing, upload
 from bitsweep.tracking.wandb import Wandb
 
 if TYPE_CHECKING:
     from bitsweep.record import Record
 
-Artifacts = Mapping[str, tuple[Path, ...]]
-"""Exported checkpoints by the run_id of the Record whose run refers to them."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be published; ``command`` asks for it again."""
-
-    store: Store
-    records: tuple[Record, ...]
-    summary: Summary | None
-    artifacts: Artifacts
-    anew: bool
-    command: str
-
-    @property
-    def total(self) -> int:
-        return len(self.records) + (self.summary is not None)
-
-
-@dataclass
-class Count:
-    """How far one tracker came."""
-
-    seen: int = 0
-    written: int = 0
-    there: int = 0
-
-    def incomplete(self, task: Task) -> bool:
-        return self.seen > 0 and self.written + self.there < task.total
-
 
 def publish(argv: list[str]) -> int:
     """``bitsweep publish NAME``: every run that is missing or changed, by the ledger."""
     given = _flags().parse_intermixed_args(argv)
+    if not given.name or "=" in given.name:
+        known = ", ".join(sorted(path.parent.name for path in given.results_dir.glob("*/records")))
+        raise UserError(f"publish: takes the NAME of a sweep first; there are {known or 'none'}")
     folder = folder_of(given.name, given.results_dir, "publish")
-    trackers = _trackers(given.name, given.overrides, given.config_dir)
-    store = Store(folder)
-    found = store.records()
+    trackers = _trackers(folder.name, given.overrides, given.config_dir)
+    found = Store(folder).records()
     records = tuple(record for record in found if record.status != "refused")
     if not records:
         raise UserError(f"publish {given.name}: {folder} has no point that was measured")
+    wandb = [tracker for tracker in trackers if isinstance(tracker, Wandb)]
+    if given.workspace and not wandb:
+        raise UserError("--workspace: is a view of W&B; add tracker=wandb")
+    make = partial(_front if given.dry_run else _report, folder, found)
     artifacts = _artifacts(given.artifact, records)
-    summary = _front(given.name, found) if given.dry_run else _report(given.name, folder, found)
-    task = Task(store, records, summary, artifacts, given.again, command_line("publish", argv))
+    task = Task(Store(folder), records, functools.cache(make), artifacts, given.again)
     if given.dry_run:
         for tracker in trackers:
-            _say_plan(tracker, task)
+            _say_missing(tracker, task)
         return cli.OK
+    command = command_line("publish", argv)
     try:
-        counts = [_publish(tracker, task) for tracker in trackers]
+        complete = [_upload(tracker, task, command) for tracker in trackers]
     except KeyboardInterrupt:
-        print(f"stopped; what is published stays; go on with: {task.command}", file=sys.stderr)
+        print(f"stopped; what is published stays; go on with: {command}", file=sys.stderr)
         return cli.STOPPED
-    if any(count.incomplete(task) for count in counts):
-        return cli.FAILED
-    if given.workspace:
-        _workspace(task, given.name, trackers)
-    return cli.OK
+    for tracker in wandb if given.workspace and all(complete) else ():
+        _workspace(tracker, task, command)
+    return cli.OK if all(complete) else cli.FAILED
 
 
 def _flags() -> argparse.ArgumentParser:
     flags = Parser(prog="bitsweep publish", add_help=False, allow_abbrev=False)
-    flags.add_argument("name")
+    flags.add_argument("name", nargs="?", default="")
     flags.add_argument("overrides", nargs="*")
     flags.add_argument("--results-dir", type=Path, default=Path("results"))
     flags.add_argument("--config-dir", "-cd")
@@ -188,21 +161,22 @@ def _made(manifest: Path, known: set[str]) -> Iterator[str]:
     yield from [run_ids[kind] for kind in sorted(run_ids) if run_ids[kind] in known][:1]
 
 
-def _front(name: str, records: Sequence[Record]) -> Summary | None:
+def _front(folder: Path, records: Sequence[Record]) -> Summary | None:
     """The front alone, without writing the page: enough to say whether it is published."""
     from bitsweep.report.frame import frame
     from bitsweep.report.terminal import front_rows
 
     try:
-        return Summary(Path(name).name, *front_rows(frame(list(records))))
+        return Summary(folder.name, *front_rows(frame(list(records))))
     except UserError:
         return None
 
 
-def _report(name: str, folder: Path, records: Sequence[Record]) -> Summary | None:
+def _report(folder: Path, records: Sequence[Record]) -> Summary | None:
     """Tables, front and page as ``bitsweep report`` writes them; runs are published without."""
     from bitsweep import report
 
+    name = folder.name
     command = f"bitsweep sweep {name}" if name in experiments() else ""
     try:
         written = report.write(folder, question=question(name), command=command)
@@ -212,121 +186,58 @@ def _report(name: str, folder: Path, records: Sequence[Record]) -> Summary | Non
     return Summary.of(written, records)
 
 
-def _publish(tracker: Tracker, task: Task) -> Count:
-    """All of ``task`` that this tracker lacks; a server that is lost ends it."""
+def _upload(tracker: Tracker, task: Task, command: str) -> bool:
+    """Publish to one tracker and say how it went; whether all of it is there."""
     from rich.console import Console
 
-    count, place, in_a_row = Count(), tracker.destination(), 0
+    place = tracker.destination()
     if not place:
         print(f"{tracker.name}: is turned off (mode=disabled); nothing is published")
-        return count
-    console = Console(stderr=True, highlight=False, markup=False)
-    with console.status("") as status:
-        for title, write in _writes(tracker, task):
-            count.seen += 1
-            status.update(f"{tracker.name} [{count.seen}/{task.total}] {title}")
-            try:
-                written = write()
-            except UserError:
-                raise
-            except Exception as error:  # of a library or a server: the others go on
-                first = (str(error).splitlines() or [""])[0]
-                print(f"{tracker.name}: {title}: {first or type(error).__name__}", file=sys.stderr)
-                in_a_row += 1
-                if isinstance(error, ConnectionError) or in_a_row >= tracking.GIVE_UP_AFTER:
-                    break
-                continue
-            in_a_row = 0
-            count.written += written
-            count.there += not written
-    _say_result(tracker, place, count, task)
-    return count
+        return True
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    with console.status(tracker.name) as status:
 
+        def progress(number: int, title: str) -> None:
+            status.update(f"{tracker.name} [{number}/{task.total}] {title}")
 
-def _writes(tracker: Tracker, task: Task) -> Iterator[tuple[str, Callable[[], bool]]]:
-    """Every run, named, and what writes it unless it is there."""
-    ledger = Ledger.of(task.store.folder)
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr)
-
-    for record in task.records:
-        carried = task.artifacts.get(record.run_id, ())
-        yield (
-            f"{label(record)} {record.kind}",
-            partial(
-                tracking.publish_record,
-                tracker,
-                task.store,
-                ledger,
-                record,
-                say,
-                carried,
-                task.anew,
-            ),
-        )
-    if task.summary is not None:
-        yield (
-            "report",
-            partial(tracking.publish_report, tracker, ledger, task.summary, say, task.anew),
-        )
-
-
-def _say_result(tracker: Tracker, place: str, count: Count, task: Task) -> None:
+        count = upload(tracker, task, console.print, progress)
     there = f", {count.there} there before" if count.there else ""
-    print(f"{tracker.name}: {count.written} of {task.total} runs published{there}; {place}")
-    if count.incomplete(task):
-        left = task.total - count.written - count.there
-        print(
-            f"{tracker.name}: {left} are not published, the others stay; go on with: {task.command}"
-        )
+    print(f"{tracker.name}: {count.written} of {count.total} runs published{there}; {place}")
+    if count.left:
+        print(f"{tracker.name}: {count.left} are missing, the others stay; go on with: {command}")
     elif tracker.hint():
         print(tracker.hint())
+    return not count.left
 
 
-def _say_plan(tracker: Tracker, task: Task) -> None:
+def _say_missing(tracker: Tracker, task: Task) -> None:
     """What publishing now would write, a line a run."""
-    place = tracker.destination()
-    ledger = Ledger.of(task.store.folder)
-    wanted = [
-        (
-            f"{label(r)} {r.kind}",
-            tracking.wanted_record(tracker, r, task.artifacts.get(r.run_id, ())),
-        )
-        for r in task.records
-    ]
-    if task.summary is not None:
-        wanted.append(("report", tracking.wanted_report(tracker, task.summary)))
-    slots = [(title, ledger.slot(want, tracker.has, task.anew)) for title, want in wanted if place]
-    todo = [(title, slot) for title, slot in slots if slot is not None]
-    print(f"{tracker.name}: {len(todo)} of {len(slots)} runs to publish; {place or 'turned off'}")
+    todo = missing(tracker, task)
+    place = tracker.destination() or "turned off"
+    print(f"{tracker.name}: {len(todo)} of {task.total} runs to publish; {place}")
     for title, slot in todo:
         why = "again" if slot.again else "changed" if slot.superseded else "new"
         print(f"  {why:<9}{slot.ident}  {title}")
 
 
-def _workspace(task: Task, name: str, trackers: Sequence[Tracker]) -> None:
+def _workspace(tracker: Wandb, task: Task, command: str) -> None:
     """W&B's view of the experiment as code: applied where runs go online, else kept in a file."""
     from bitsweep.tracking import workspace
 
-    mine = [tracker for tracker in trackers if isinstance(tracker, Wandb)]
-    if not mine:
-        raise UserError("--workspace: is a view of W&B; add tracker=wandb")
-    for tracker in mine:
-        ids = Ledger.of(task.store.folder).ids(tracker.name, tracker.destination())
-        made = workspace.specification(
-            task.records,
-            Path(name).name,
-            tracker.project,
-            tracker.entity or None,
-            question=question(name),
-            command=task.command,
-            ids=ids,
-        )
-        path = workspace.write(made, task.store.folder)
-        if tracker.resolve_mode() != "online":
-            print(workspace.how_to_apply(made, path))
-            continue
-        applied = workspace.apply(made)
-        for address in (*applied.workspaces, applied.report):
-            print(f"view    {address}")
+    folder = task.store.folder
+    made = workspace.specification(
+        task.records,
+        folder.name,
+        tracker.project,
+        tracker.entity or None,
+        question=question(folder.name),
+        command=command,
+        ids=Ledger.of(folder).ids(tracker.name, tracker.destination()),
+    )
+    path = workspace.write(made, folder)
+    if tracker.resolve_mode() != "online":
+        print(workspace.how_to_apply(made, path))
+        return
+    applied = workspace.apply(made)
+    for address in (*applied.workspaces, applied.report):
+        print(f"W&B: {address}")

@@ -146,8 +146,11 @@ class Wandb:
         mode = self.resolve_mode()
         if mode == "offline":
             for folder in self._offline(entry.ident):
-                shutil.rmtree(folder)
+                gone = folder.rename(folder.with_name(f".{folder.name}"))
+                shutil.rmtree(gone, ignore_errors=True)  # a killed publish's process may write yet
             self._write(mode, entry, fill, exit_code, **run)
+            for ident in entry.superseded:
+                self._set_aside(ident)
             return
         if not logged_in():
             raise UserError(
@@ -222,6 +225,14 @@ class Wandb:
     def sync_command(self) -> str:
         """What uploads the offline runs of this folder."""
         return f"wandb sync {self.folder()}/offline-run-*"
+
+    def _set_aside(self, ident: str) -> None:
+        """Move an older run out of what is uploaded next, unless it was uploaded."""
+        for folder in self._offline(ident):
+            if not any(folder.glob("*.synced")):
+                aside = self.folder() / SUPERSEDED
+                aside.mkdir(exist_ok=True)
+                folder.rename(aside / folder.name)
 
     def _offline(self, ident: str) -> list[Path]:
         """Folders of this run; the names in a folder of ten thousand are read once a change."""
