@@ -31,7 +31,9 @@ WIDTH = 140
 
 def recommend(argv: list[str]) -> int:
     """``bitsweep recommend NAME …`` under limits; exit code 1 where no point passes."""
-    given = _flags().parse_args(argv)
+    given = _flags().parse_intermixed_args(argv)
+    if not given.names:
+        raise UserError("recommend: takes the NAME of an experiment with Records; see --help")
     question = _question(given)
     folders = [folder_of(name, given.results_dir, "recommend") for name in given.names]
     from bitsweep.report import answer_json, collect
@@ -55,7 +57,7 @@ def recommend(argv: list[str]) -> int:
 
 def _flags() -> Parser:
     flags = Parser(prog="bitsweep recommend", add_help=False, allow_abbrev=False)
-    flags.add_argument("names", nargs="+")
+    flags.add_argument("names", nargs="*")
     flags.add_argument("--max-bytes")
     flags.add_argument("--max-memory")
     flags.add_argument("--keep")
@@ -114,19 +116,22 @@ def _question(given: argparse.Namespace) -> Question:
 def _check_names(given: argparse.Namespace, question: Question, table: pd.DataFrame) -> None:
     """Raises UserError for a metric, column or value that no Record has."""
     from bitsweep.report import estimate, limits
+    from bitsweep.report.recommend import typed
 
-    metrics = [name for name in table.attrs["metrics"] if name in table and "@" not in name]
-    measured = [name for name in metrics if table[name].notna().any()]
-    known = list(dict.fromkeys([*map(estimate.kind, measured), *measured]))
+    measured = [
+        name
+        for name in table.attrs["metrics"]
+        if name in table and table[name].notna().any() and estimate.is_quality(name)
+    ]
+    kinds = list(dict.fromkeys(map(estimate.kind, measured)))
     named = dict.fromkeys(name for name in given.metric.split(",") if name)
     dropped = limits.drops(given.max_drop) if given.max_drop is not None else {}
     for flag, names in (("--metric", named), ("--max-drop", dropped)):
         for name in names:
-            if name not in known:
-                told = ", ".join(k for k in known if k == estimate.kind(k))
-                raise UserError(
-                    f"{flag} {name}: not in these Records{nearest(name, known)}; {told}"
-                )
+            if name not in (*kinds, *measured):
+                near = nearest(name, [*kinds, *measured])
+                there = f"there are {', '.join(kinds)}" if kinds else "there is no quality"
+                raise UserError(f"{flag} {name}: not in these Records{near}; {there}")
             if flag == "--metric" and estimate.kind(name) in estimate.DIVERGENCE:
                 raise UserError(
                     f"--metric {name}: is a distance, of which no share is kept; "
@@ -136,13 +141,13 @@ def _check_names(given: argparse.Namespace, question: Question, table: pd.DataFr
         columns = list(map(str, table.columns[: list(table.columns).index("point_id")]))
         if key not in columns:
             raise UserError(f"--where {key}: no such column{nearest(key, columns)}")
-        there = sorted({str(value) for value in table[key].dropna()})
+        there = ", ".join(sorted({typed(value) for value in table[key].dropna()}))
         for value in values:
-            if value not in there:
+            if value not in there.split(", "):
                 flag = (
                     f"--{key} {value}" if key in ("model", "method") else f"--where {key}={value}"
                 )
-                raise UserError(f"{flag}: not in these Records; there are {', '.join(there)}")
+                raise UserError(f"{flag}: not in these Records; there are {there}")
 
 
 def _print(
@@ -176,8 +181,7 @@ def _print_one(
         if len(answer.passing) > len(shown):
             console.print(f"    and {len(answer.passing) - len(shown)} more (--top N)")
     lines: list[tuple[str, str]] = []
-    if advice.default_line(answer, question):
-        lines.append(("note", advice.default_line(answer, question)))
+    lines += [("note", line) for line in advice.assumed(answer, question)]
     if answer.passing:
         first, *more = advice.take(answer)
         lines += [("take", first), *(("", line) for line in more)]

@@ -257,7 +257,8 @@ def explain(check: Check) -> str:
     if found.value is None:
         return f"{found.of}: {found.reason}"
     unit = " MiB" if check.name in ("memory", "file") and "×" not in found.of else ""
-    lower = "" if check.at_least or check.name in ("memory", "file") else " lower"
+    worse = " higher" if estimate.rises(found.of) else " lower"
+    lower = "" if check.at_least or check.name in ("memory", "file") else worse
     sign = "at least" if check.at_least else "at most"
     return f"{found.of}: {interval(found)}{unit}{lower}, {sign} {check.limit:g}{unit}"
 

@@ -17,10 +17,12 @@ SURE = {"yes": "surely", "likely": "within noise", "unlikely": "no, within noise
 BEST = {
     "size": "the smallest file",
     "quality": "the best quality",
-    "speed": "the fastest decode",
+    "speed": "the fastest decoding",
     "memory": "the least memory",
 }
 MIB_A_GIB = 1024
+SCORES = ("bleu", "rouge", "acc", "top1")
+"""Of which a difference is in points of a hundred."""
 
 
 def mib(amount: float) -> str:
@@ -40,8 +42,9 @@ def asked(line: Acceptance, answer: Answer) -> list[str]:
         metrics = answer.case.named(name)
         words.append(f"keep at least {share:g} of {', '.join(metrics) or name or 'ppl'}")
     for name, most in line.drop.items():
-        unit = " %" if most.relative else " points" if name.startswith(SCORES) else ""
-        verb = "higher" if _rises(name, answer) else "lower"
+        one = "" if most.value == 1 else "s"
+        unit = " %" if most.relative else f" point{one}" if name.startswith(SCORES) else ""
+        verb = "higher" if estimate.rises(name) else "lower"
         words.append(f"{name} at most {most.value:g}{unit} {verb}")
     if line.speedup is not None:
         words.append(f"decode at least {line.speedup:g} × bf16")
@@ -50,14 +53,6 @@ def asked(line: Acceptance, answer: Answer) -> list[str]:
     if line.file is not None:
         words.append(f"file at most {size(line.file, 'full precision’s')}")
     return words or ["no limits"]
-
-
-SCORES = ("bleu", "rouge", "acc", "top1")
-
-
-def _rises(name: str, answer: Answer) -> bool:
-    metrics = answer.case.named(name)
-    return bool(metrics) and answer.case.meaning[metrics[0]]["better"] == "lower"
 
 
 def definitions(answer: Answer) -> list[str]:
@@ -97,14 +92,17 @@ def head(answer: Answer, question: Question) -> str:
     return f"{answer.model}: {points}; {limits}{line}{sure}; of those {BEST[answer.best]}"
 
 
-def default_line(answer: Answer, question: Question) -> str:
-    """What was assumed where nothing was asked; empty where something was."""
-    if question.line != Acceptance():
-        return ""
-    if answer.line == question.line:
-        return "no quality was measured here: points are compared by speed and size alone"
-    share = next(iter(answer.line.keep.values()))
-    return f"no limit was given, so --keep {share:g} is taken"
+def assumed(answer: Answer, question: Question) -> list[str]:
+    """What was taken for granted that nobody asked for."""
+    lines = []
+    if question.line == Acceptance() and answer.line != question.line:
+        share = next(iter(answer.line.keep.values()))
+        lines.append(f"no limit was given, so --keep {share:g} is taken")
+    if answer.case.primary is None:
+        lines.append("no perplexity was measured here: points are compared by speed and size alone")
+    if question.best is not None and answer.best != question.best:
+        lines.append(f"--best {question.best}: no point has such a number here")
+    return lines
 
 
 def columns(answer: Answer, shown: Sequence[Candidate]) -> list[tuple[str, list[str]]]:
@@ -119,11 +117,10 @@ def columns(answer: Answer, shown: Sequence[Candidate]) -> list[tuple[str, list[
         made.pop()
     for name in acceptance.by_name(shown[0].checks) if shown else ():
         if name not in ("file", "latency") and not name.startswith("keep"):
-            checks = [deciding(c, name) for c in shown]
-            title = name if name == "memory" else f"{name} lower by"
-            if _rises(name, answer):
-                title = f"{name} higher by"
-            made.append((title, [cell(c.found) or "?" for c in checks]))
+            found = [deciding(c, name).found.value for c in shown]
+            verb = "higher" if estimate.rises(name) else "lower"
+            title = name if name == "memory" else f"{name} {verb} by"
+            made.append((title, ["?" if v is None else number(v + 0.0, 3) for v in found]))
     made = [(head, cells) for head, cells in made if any(cells)]
     return [*made, ("passes", [_passes(c) for c in shown])]
 

@@ -51,6 +51,17 @@ def kind(metric: str) -> str:
     return metric.partition("/")[0]
 
 
+def is_quality(metric: str) -> bool:
+    """Whether it is one of a model's answers, not of its size, its time, its rounding or inputs."""
+    own = kind(metric)
+    return "/" in metric and not own.startswith(("decode", "prefill", "load", "input"))
+
+
+def rises(metric: str) -> bool:
+    """Whether a worse model has more of it: a perplexity, a distance."""
+    return kind(metric) in (*DIVERGENCE, "ppl", "bits_per_byte")
+
+
 def is_share(metric: str, meaning: Meaning) -> bool:
     """Whether the metric is kept as 0 to 1 and spoken of in points of a hundred."""
     unit = meaning[metric]["unit"]

@@ -87,7 +87,7 @@ def amount(flag: str, text: str) -> Amount:
     if unit in ("X", "×"):
         return Amount(value, relative=True)
     if unit not in UNITS:
-        near = f"; did you mean {text}B or {text}x?" if not unit else ""
+        near = f"; did you mean {text}{'x' if value <= 1 else 'MiB'}?" if not unit else ""
         raise UserError(f"{flag} {text}: {takes}{near}")
     return Amount(value * UNITS[unit] / 2**20)
 

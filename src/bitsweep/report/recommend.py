@@ -89,13 +89,16 @@ def answers(frame: pd.DataFrame, question: Question) -> list[Answer]:
     return found
 
 
-def objective(line: Acceptance, case: Case) -> Best:
-    """What is best where it is not said: the smallest file under a limit on quality, else the best
-    quality, else (nothing was measured of it) the fastest.
+def objective(line: Acceptance, candidates: Sequence[Candidate], asked: Best | None = None) -> Best:
+    """What ranks the points: what was asked, if any has such a number. Else the smallest file under
+    a limit on quality, the best quality, the fastest, and the smallest where only that is known.
     """
-    if line.keep or line.drop:
-        return "size"
-    return "quality" if case.primary else "speed"
+    limited = bool(line.keep or line.drop)
+    wanted: tuple[Best | None, ...] = (asked, "size" if limited else None, "quality", "speed")
+    for best in wanted:
+        if best is not None and any(c.number(best).value is not None for c in candidates):
+            return best
+    return "size"
 
 
 def _answer(
@@ -109,12 +112,12 @@ def _answer(
     line = question.line
     if line == Acceptance() and case.primary:
         line = Acceptance(keep=dict.fromkeys(question.metrics, DEFAULT_KEEP))
-    best = question.best or objective(line, case)
     aside = Counter(_aside(row) for row in rows)
     candidates = [
         _candidate(row, line, case, question.metrics, names) for row in rows if not _aside(row)
     ]
     candidates = _with_seeds(candidates, axes)
+    best = objective(line, candidates, question.best)
     good = ("yes",) if question.sure else PASSING
     passing = [c for c in candidates if c.verdict in good]
     ranked, tied = rank(passing, best)
@@ -242,11 +245,20 @@ def _rows(frame: pd.DataFrame, question: Question) -> list[dict[str, Any]]:
     wanted = acceptance.needed(frame, looked, (*_axes(frame), *more, *TIMED))
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for row in sorted(labels.rows(wanted), key=lambda r: r["status"] != "ok"):
-        if not all(str(row.get(k)) in values for k, values in question.where.items()):
+        if not all(typed(row.get(k)) in values for k, values in question.where.items()):
             continue
         key = (str(row["model"]), str(row["point_id"]))
         found[key] = _merged(found[key], row) if key in found else dict(row)
     return list(found.values())
+
+
+def typed(value: object) -> str:
+    """A cell as a user types it: ``4``, ``1.6``, ``true``; empty where it is."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return f"{value:g}"
+    return "" if value is None else str(value)
 
 
 def _merged(first: dict[str, Any], other: Row) -> dict[str, Any]:
