@@ -39,7 +39,7 @@ def workspace(block: Block, looks: Looks) -> Spec:
             if place or len(block.hardware) == 1
             else "all hardware"
         )
-        sections.append(_section("Speed", [_bar(block.speed, where)], columns=1))
+        sections.append(_section("Speed", [_bar(block.speed, block.engines, where)], columns=1))
     sections.append(_section("Side by side", [wr.RunComparer(diff_only="split")], columns=1))
     order = [ws.Ordering(ws.Summary(n.name), ascending=True) for n in block.numbers[:1]]
     made = ws.Workspace(
@@ -135,7 +135,7 @@ def _speeds(block: Block, looks: Looks) -> list[Any]:
     for hardware in block.hardware:
         where = _said(hardware)
         if block.speed is not None:
-            bar = _bar(block.speed, where)
+            bar = _bar(block.speed, block.engines, where)
             bar.layout = wr.Layout(x=0, y=0, w=WIDTH, h=10)
             name = f"{block.title} {where}"
             made.append(_grid(block, [bar], looks, name, ("timing",), {}, hardware))
@@ -180,14 +180,14 @@ def _scatter(front: Front, of: str, layout: wr.Layout) -> wr.ScatterPlot:
     )
 
 
-def _bar(speed: Axis, where: str) -> wr.BarPlot:
+def _bar(speed: Axis, engines: bool, where: str) -> wr.BarPlot:
     better = "higher" if speed.higher else "lower"
     return wr.BarPlot(
         title=f"{speed.title} ({better} is better), {where}",
         metrics=[speed.name],
         max_runs_to_show=SHOWN,
         max_bars_to_show=SHOWN,
-        legend_template="${run:displayName} ${config:engine}",
+        legend_template="${run:displayName}" + " ${config:engine}" * engines,
     )
 
 

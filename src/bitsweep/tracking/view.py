@@ -71,7 +71,8 @@ class Block:
     ``where``: config column -> values, which select its runs and no other's; ``without``: values
     to leave out of a front, those of policies that quantized one part alone. ``grid``: the config
     columns that tell its points apart, ``numbers`` what is looked at in them, the cost first.
-    ``hardware``: machine and threads of its times, the one with most of them first.
+    ``hardware``: machine and threads of its times, the one with most of them first;
+    ``engines``: whether its runs say by which engine they were timed.
     """
 
     title: str
@@ -84,6 +85,7 @@ class Block:
     numbers: tuple[Axis, ...]
     speed: Axis | None
     hardware: tuple[dict[str, Values], ...]
+    engines: bool
     records: tuple[Record, ...]
 
     @property
@@ -158,6 +160,7 @@ def _block(title: str, records: Sequence[Record], table: pd.DataFrame) -> Block:
         numbers=(front.x, front.y) if front else _costs(records),
         speed=_axis(timed, speed) if speed is not None and timed else None,
         hardware=hardware,
+        engines=any(flat.config(r).get("engine") for r in timed),
         records=tuple(records),
     )
 

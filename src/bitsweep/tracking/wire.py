@@ -30,6 +30,7 @@ def read_workspace(
     ident: str = "",
 ) -> ws.Workspace:
     """The library's own object of a specification. Raises ValueError where it does not fit."""
+    _known(spec)
     model = models.View(
         entity=entity,
         project=project,
@@ -50,6 +51,7 @@ def read_report(
     ident: str = "",
 ) -> wr.Report:
     """The library's own object of a specification. Raises ValueError where it does not fit."""
+    _known(spec)
     model = report_models.ReportViewspec(
         id=ident,
         display_name=title,
@@ -60,6 +62,17 @@ def read_report(
     made = wr.Report._from_model(model)
     made.width = spec["width"]  # which the library forgets
     return made
+
+
+def _known(value: Any) -> None:
+    """Whether the library knows every panel; it would pass on what it does not know."""
+    if isinstance(value, dict):
+        kind = value.get("viewType")
+        if kind is not None and kind not in report_models.panel_type_mapping:
+            raise ValueError(f"no panel is called {kind}")
+        value = list(value.values())
+    for item in value if isinstance(value, list) else ():
+        _known(item)
 
 
 def save_workspace(spec: Spec, entity: str, project: str, name: str, title: str) -> str:

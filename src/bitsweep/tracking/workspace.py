@@ -170,14 +170,19 @@ def apply(specification: Specification, timeout_s: int = TIMEOUT_S) -> Applied:
         wandb.setup(settings=wandb.Settings(silent=True))
         api = wandb.Api(timeout=timeout_s)
         entity = specification.entity or api.default_entity
+        if not entity:
+            raise ValueError("your login has no default entity; name one with tracker.entity=")
         place = (entity, specification.project)
         workspaces = tuple(
             wire.save_workspace(one.spec, *place, one.name, one.title)
             for one in specification.workspaces
         )
         one = specification.report
-        same = (r.id for r in api.reports("/".join(place)) if r.display_name == one.title)
-        report = wire.save_report(one.spec, *place, next(same, ""), one.title, one.description)
+        mine = (one.title, one.description)  # a title alone may be another person's report
+        same = (
+            r.id for r in api.reports("/".join(place)) if (r.display_name, r.description) == mine
+        )
+        report = wire.save_report(one.spec, *place, next(same, ""), *mine)
     except Exception as error:  # whatever the server does, the file is on disk
         first = (str(error).splitlines() or [""])[0]
         raise UserError(
