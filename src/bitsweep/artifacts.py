@@ -27,8 +27,20 @@ DISK_CAP_BYTES = 20 * 2**30
 MEMORY_CAP_BYTES = 4 * 2**30
 
 
+ATOMS = frozenset({str, int, bool, type(None)})
+
+
 def plain(value: Any) -> Any:
     """``value`` as JSON types: dataclasses become dicts that also name their class's fields."""
+    kind = type(value)
+    if kind in ATOMS:  # these four first: a report has millions of values
+        return value
+    if kind is float and math.isfinite(value):
+        return int(value) if value.is_integer() else value
+    if kind is dict:
+        return {str(key): plain(item) for key, item in value.items()}
+    if kind is list:
+        return [plain(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

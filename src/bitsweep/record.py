@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 SCHEMA = 1
@@ -52,19 +52,14 @@ class Metric:
 
     def to_json(self) -> dict[str, Any]:
         """Without the name, which is its key in the Record, and without what is None."""
-        return {k: v for k, v in asdict(self).items() if k != "name" and v is not None}
+        value = {k: v for k, v in vars(self).items() if k != "name" and v is not None}
+        return value if self.delta is None else value | {"delta": dict(vars(self.delta))}
 
     @classmethod
     def from_json(cls, name: str, value: Mapping[str, Any]) -> Metric:
         delta = value.get("delta")
-        return cls(
-            **{
-                "value": None,
-                **value,
-                "name": name,
-                "delta": None if delta is None else Delta(**delta),
-            }
-        )
+        given = {"value": None, **value, "name": name}
+        return cls(**given) if delta is None else cls(**given | {"delta": Delta(**delta)})
 
 
 @dataclass

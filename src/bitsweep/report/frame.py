@@ -18,7 +18,7 @@ import pandas as pd
 from bitsweep import timing
 from bitsweep.errors import UserError
 from bitsweep.record import Metric, Record
-from bitsweep.report.timed import timings
+from bitsweep.report.timed import Attributes, timings
 
 REFERENCE = "full_precision"
 HARDWARE = ("engine", "threads", "device")
@@ -51,8 +51,8 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
     rows.sort(key=_order)
     table = pd.DataFrame({name: _typed([r.get(name) for r in rows]) for name in _columns(rows)})
     table.attrs = {
-        "metrics": _meaning(records, machines),
-        "signatures": signatures,
+        "metrics": Attributes(_meaning(records, machines)),
+        "signatures": Attributes(signatures),
         "timings": timings(records, names, {r.run_id: _engine(r) for r in records}),
     }
     return table
@@ -255,8 +255,11 @@ def is_reference(row: Mapping[Any, Any]) -> bool:
 
 def references(frame: pd.DataFrame) -> pd.Series:
     """:func:`is_reference` of each row."""
-    found = [is_reference(row) for row in frame.to_dict("records")]
-    return pd.Series(found, index=frame.index, dtype=bool)
+    found = frame["method"].eq(REFERENCE)
+    for name in CHANGED:
+        if name in frame:
+            found &= frame[name].isna() | frame[name].eq("")
+    return found.astype(bool)
 
 
 def _order(row: dict[str, Any]) -> tuple[Any, ...]:

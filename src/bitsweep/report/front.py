@@ -6,21 +6,27 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from bitsweep.report.frame import references, whole
+from bitsweep.report.frame import references
 
 Numbers = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 
-def dominators(x: Numbers, y: Numbers) -> Mask:
-    """``(n, n)``: whether point j dominates point i, both to be minimised; NaN takes no part.
+def best(x: Numbers, y: Numbers) -> Mask:
+    """``(n,)``: whether no other point dominates this one, both to be minimised, none NaN.
 
-    To dominate is to be no worse in both and better in one, so equal points never do.
+    To dominate is to be no worse in both and better in one, so equal points never do: a point is
+    best when its y is the least of its x, and below that of every smaller x.
     """
-    with np.errstate(invalid="ignore"):
-        no_worse = (x[None, :] <= x[:, None]) & (y[None, :] <= y[:, None])
-        better = (x[None, :] < x[:, None]) | (y[None, :] < y[:, None])
-    return no_worse & better
+    order = np.lexsort((y, x))
+    placed_x, placed_y = x[order], y[order]
+    starts = np.flatnonzero(np.r_[True, placed_x[1:] != placed_x[:-1]][: len(x)])
+    least = placed_y[starts]  # of each x, in the order of x
+    lower = np.r_[True, least[1:] < np.minimum.accumulate(least)[:-1]][: len(starts)]
+    sizes = np.diff(np.r_[starts, len(x)])
+    found = np.zeros(len(x), dtype=bool)
+    found[order] = (placed_y == np.repeat(least, sizes)) & np.repeat(lower, sizes)
+    return found
 
 
 def front(frame: pd.DataFrame, x: str, y: str) -> pd.Series:
@@ -34,27 +40,32 @@ def front(frame: pd.DataFrame, x: str, y: str) -> pd.Series:
     sizes are taken as they are.
     """
     marks = pd.Series("", index=frame.index, dtype=object)
-    reference = references(frame) & (frame["status"] == "ok")
-    marks[reference] = "reference"
+    ok, reference = frame["status"].eq("ok"), references(frame)
+    marks[reference & ok] = "reference"
     if x not in frame or y not in frame:
         return marks
-    usable = (frame["status"] == "ok") & ~reference & frame[x].notna() & frame[y].notna()
-    usable &= frame.index.isin(whole(frame).index)
-    for _, rows in frame[usable].groupby("model", sort=False):
+    usable = ok & ~reference & frame[x].notna() & frame[y].notna()
+    if "only" in frame:
+        usable &= frame["only"].isna()
+    needed = [x, y, f"{y}.delta.lo", f"{y}.delta.hi", "model"]
+    taking = frame.loc[usable, [name for name in dict.fromkeys(needed) if name in frame]]
+    for _, rows in taking.groupby("model", sort=False):
         numbers = _minimise(frame, rows, x), _minimise(frame, rows, y), *_interval(frame, rows, y)
-        marks[rows.index] = np.array(_marks(*numbers), dtype=object)
+        marks[rows.index] = _marks(*numbers)
     return marks
 
 
-def _marks(x: Numbers, y: Numbers, lo: Numbers, hi: Numbers) -> list[str]:
-    by = dominators(x, y)
-    best: Mask = ~np.asarray(by.any(axis=1))
-    marks = []
-    for i in range(len(x)):
-        above = by[i] & best
-        with np.errstate(invalid="ignore"):
-            tied = bool((lo[i] <= hi[above]).all())
-        marks.append("front" if best[i] else "tied" if tied else "dominated")
+def _marks(x: Numbers, y: Numbers, lo: Numbers, hi: Numbers) -> npt.NDArray[np.object_]:
+    """A mark for each point; the front dominates all others, so only it is compared with."""
+    kept = best(x, y)
+    marks = np.full(len(x), "dominated", dtype=object)
+    marks[kept] = "front"
+    rest = np.flatnonzero(~kept)
+    tied = np.ones(len(rest), dtype=bool)
+    for i in np.flatnonzero(kept):
+        above = (x[i] <= x[rest]) & (y[i] <= y[rest])
+        tied &= ~above | (lo[rest] <= hi[i])
+    marks[rest[tied]] = "tied"
     return marks
 
 

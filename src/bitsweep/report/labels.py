@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -30,27 +30,79 @@ def missing(value: Any) -> bool:
     return value is None or value is pd.NA or value != value
 
 
-def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The frame's rows as dicts, None where a cell is empty."""
-    return [
-        {str(k): None if missing(v) else v for k, v in row.items()}
-        for row in frame.to_dict("records")
-    ]
+class Cells(Mapping[str, Any]):
+    """One row of a frame, None where a cell is empty; a column is read when it is first asked for.
+
+    A report looks at a few of some hundred columns, some dozen times.
+    """
+
+    __slots__ = ("_columns", "_place")
+
+    def __init__(self, columns: _Columns, place: int) -> None:
+        self._columns, self._place = columns, place
+
+    def __getitem__(self, name: str) -> Any:
+        return self._columns[name][self._place]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        columns = self._columns
+        return columns[name][self._place] if name in columns.names else default
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._columns.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns.names)
+
+    def __len__(self) -> int:
+        return len(self._columns.names)
+
+
+class _Columns(dict[str, list[Any]]):
+    """Columns of a frame as lists of what Python has for their cells, made when asked for."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        super().__init__()
+        self.names = dict.fromkeys(frame.columns)
+        self._frame = frame
+
+    def __missing__(self, name: str) -> list[Any]:
+        column = self._frame[name]
+        cells = column.astype(object).tolist()
+        if column.hasnans:
+            cells = [None if gone else cell for cell, gone in zip(cells, column.isna(), strict=True)]
+        self[name] = cells
+        return cells
+
+
+def rows(frame: pd.DataFrame) -> list[Cells]:
+    """The frame's rows, None where a cell is empty."""
+    columns = _Columns(frame)
+    return [Cells(columns, place) for place in range(len(frame))]
 
 
 def varying(frame: pd.DataFrame) -> list[str]:
     """Axes that take several values among one model's quantized points, beside the usual ones."""
     names = list(frame.columns)
     axes = names[names.index("model") : names.index("point_id")] if "point_id" in names else []
-    quantized = frame[~references(frame)]
+    quantized = frame.loc[~references(frame), [*axes]]
     once = {"calibration.seed"} if _alike(quantized, "calibration.seed", "seed") else set()
-    return [
-        axis
-        for axis in axes
-        if axis not in SPELLED_OUT | IN_WEIGHTS | once
-        and axis not in HARDWARE
-        and any(len(_values(part[axis])) > 1 for _, part in quantized.groupby("model"))
-    ]
+    beside = {*SPELLED_OUT, *IN_WEIGHTS, *once, *HARDWARE}
+    models = quantized["model"].tolist() if axes else []
+    return [a for a in axes if a not in beside and _several(models, quantized[a].tolist())]
+
+
+def _several(models: Sequence[Any], values: Sequence[Any]) -> bool:
+    """Whether one of the models has several values, by how they are written."""
+    found: dict[Any, str] = {}
+    for model, value in set(zip(models, map(_written, values), strict=True)):
+        if value is not None and found.setdefault(model, value) != value:
+            return True
+    return False
+
+
+def _written(value: Any) -> str | None:
+    return None if missing(value) else str(value)
 
 
 def _alike(frame: pd.DataFrame, axis: str, other: str) -> bool:
@@ -59,10 +111,6 @@ def _alike(frame: pd.DataFrame, axis: str, other: str) -> bool:
         return True
     both = frame[frame[axis].notna()]
     return all(str(a) == str(b) for a, b in zip(both[axis], both[other], strict=True))
-
-
-def _values(column: pd.Series) -> set[str]:
-    return {str(v) for v in column if not missing(v)}
 
 
 def method(row: Row, axes: Sequence[str] = ()) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from bitsweep.report import labels, latency
+from bitsweep.report.labels import Row
 from bitsweep.report.tables import change, fronts, number, primaries, primary, speed_metric
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _times(frame: pd.DataFrame, model: str) -> Iterator[Any]:
     yield table
 
 
-def _table(frame: pd.DataFrame, rows: list[dict[str, Any]], model: str) -> Any:
+def _table(frame: pd.DataFrame, rows: Sequence[Row], model: str) -> Any:
     from rich.table import Table
     from rich.text import Text
 

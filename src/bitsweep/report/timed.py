@@ -50,6 +50,13 @@ class Timings(tuple[Timed, ...]):
         return self
 
 
+class Attributes(dict[str, Any]):
+    """One of a frame's ``attrs``, never changed once it is there: as free to copy as the times."""
+
+    def __deepcopy__(self, memo: object) -> Attributes:
+        return self
+
+
 def timings(
     records: Iterable[Record], names: Mapping[str, str], engines: Mapping[str, str | None]
 ) -> Timings:
