@@ -70,7 +70,9 @@ class _Columns(dict[str, list[Any]]):
         column = self._frame[name]
         cells = column.astype(object).tolist()
         if column.hasnans:
-            cells = [None if gone else cell for cell, gone in zip(cells, column.isna(), strict=True)]
+            cells = [
+                None if gone else cell for cell, gone in zip(cells, column.isna(), strict=True)
+            ]
         self[name] = cells
         return cells
 
