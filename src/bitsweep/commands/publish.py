@@ -55,8 +55,8 @@ def publish(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"stopped; what is published stays; go on with: {command}", file=sys.stderr)
         return cli.STOPPED
-    for tracker in wandb if given.workspace and all(complete) else ():
-        _workspace(tracker, task, command)
+    for tracker in wandb if given.workspace else ():
+        _workspace(tracker, task, command, reached=all(complete))
     return cli.OK if all(complete) else cli.FAILED
 
 
@@ -220,8 +220,8 @@ def _say_missing(tracker: Tracker, task: Task) -> None:
         print(f"  {why:<9}{slot.ident}  {title}")
 
 
-def _workspace(tracker: Wandb, task: Task, command: str) -> None:
-    """W&B's view of the experiment as code: applied where runs go online, else kept in a file."""
+def _workspace(tracker: Wandb, task: Task, command: str, reached: bool) -> None:
+    """W&B's view of the experiment as code, in a file; applied as well where runs went online."""
     from bitsweep.tracking import workspace
 
     folder = task.store.folder
@@ -235,7 +235,7 @@ def _workspace(tracker: Wandb, task: Task, command: str) -> None:
         ids=Ledger.of(folder).ids(tracker.name, tracker.destination()),
     )
     path = workspace.write(made, folder)
-    if tracker.resolve_mode() != "online":
+    if not reached or tracker.resolve_mode() != "online":
         print(workspace.how_to_apply(made, path))
         return
     applied = workspace.apply(made)
