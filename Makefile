@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help demo test lint format install parity report clean
+.PHONY: help demo test lint format install parity paper paper-rerun clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -33,9 +33,11 @@ lint: install  ## ruff and mypy
 format: install  ## let ruff write
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-report: install  ## regenerate every committed table and figure from the Records
-	$(BIN)/bitsweep report demo
-	$(BIN)/bitsweep report real_stories
+paper: install  ## every committed table and figure from the Records, under a minute; its PDF where there is a LaTeX
+	$(BIN)/bitsweep paper
+
+paper-rerun: install  ## measure what is missing first (hours), then paper
+	$(BIN)/bitsweep paper --rerun
 
 parity: install  ## GPTQ and RTN beside llm-compressor, GPTQModel, torchao (own environments, about 20 minutes)
 	$(BIN)/python benchmarks/parity/run.py
