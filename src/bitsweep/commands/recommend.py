@@ -188,8 +188,10 @@ def _print_one(
         if timed := advice.timing(answer, signatures):
             lines.append(("", timed))
     else:
-        what = "above are the nearest" if shown else "none has all the numbers that the limits need"
-        lines.append(("none", f"no point passes; {what}"))
+        what = "no point passes; above are the nearest"
+        if not shown:
+            what = "no point passes; none has all the numbers that the limits need"
+        lines.append(("none", what if answer.considered else "no whole model was quantized here"))
         if shown:
             lines += [("relax", line) for line in advice.relax(answer, question.sure)]
     lines += [("left", line) for line in advice.left_out(answer)]

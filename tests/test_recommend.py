@@ -1,0 +1,430 @@
+"""What is recommended keeps every limit, comes first for a reason told, and can be typed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import records
+from desk import lay
+
+from bitsweep import cli
+from bitsweep.artifacts import Artifacts
+from bitsweep.commands.export import _prepared
+from bitsweep.compose import compose
+from bitsweep.config import job
+from bitsweep.errors import UserError
+from bitsweep.export import containers, contents, names
+from bitsweep.models import skeleton
+from bitsweep.record import Delta, Metric, Record
+from bitsweep.report import limits
+from bitsweep.report.acceptance import Acceptance, Amount
+from bitsweep.report.exportable import leaving
+from bitsweep.report.frame import frame
+from bitsweep.report.recommend import Answer, Question, answers
+from bitsweep.store import Store
+
+RESULTS = Path(__file__).parents[1] / "results"
+TWO_KINDS = "policy.rules=[{role: linear}, {role: attention.qkv, bits: 8, group_size: -1}]"
+
+
+def size(mib: float) -> Metric:
+    """Of a model whose full precision takes 10 MiB."""
+    share = Delta("ratio", mib / 10, mib / 10, mib / 10)
+    return Metric("file_mib", mib, "MiB", "lower", "file|v1", delta=share)
+
+
+def quality(kept: float, half: float = 0.001) -> Metric:
+    """A perplexity of which full precision's is the share ``kept``, ± ``half`` of it."""
+    base = records.FULL_PRECISION_PPL["in_domain"]
+    return records.ppl(base / kept, base / (kept + half), base / (kept - half))
+
+
+def point(
+    method: str, bits: int, kept: float, mib: float, half: float = 0.001, **changes: object
+) -> Record:
+    return records.record(method, bits, metrics=[quality(kept, half), size(mib)], **changes)
+
+
+def timed(record: Record, speed: float, half: float = 0.01, device: str = "laptop") -> Record:
+    metric = Metric(
+        "decode_vs_bf16", speed, "", "higher", "latency|engine:torch_int4|v1",
+        speed - half, speed + half,
+    )  # fmt: skip
+    made = records.record(record.point["method"], record.point["bits"], kind="timing",
+                          metrics=[metric])  # fmt: skip
+    made.point |= {"engine": "torch_int4", "threads": 2, "device": device}
+    made.run_id = records.identifier(record.run_id, device)
+    return made
+
+
+FULL = records.record("full_precision", None, None, None, metrics=[quality(1.0, 1e-9), size(10)])
+
+
+def ask(rows: list[Record], **question: object) -> Answer:
+    (answer,) = answers(frame([FULL, *rows]), Question(**question))  # type: ignore[arg-type]
+    return answer
+
+
+def order(answer: Answer) -> list[str]:
+    return [f"{c.row['method']}{c.row['bits']}" for c in answer.passing]
+
+
+KEEP_90 = Acceptance(keep={"": 0.9})
+
+
+def test_under_a_limit_on_quality_the_smallest_file_comes_first() -> None:
+    answer = ask([point("rtn", 8, 0.99, 6), point("rtn", 4, 0.95, 3)], line=KEEP_90)
+    assert (answer.best, order(answer)) == ("size", ["rtn4", "rtn8"])
+
+
+def test_under_a_limit_on_size_the_best_quality_comes_first() -> None:
+    line = Acceptance(file=Amount(0.7, relative=True))
+    answer = ask([point("rtn", 8, 0.99, 6), point("rtn", 4, 0.95, 3)], line=line)
+    assert (answer.best, order(answer)) == ("quality", ["rtn8", "rtn4"])
+
+
+def test_qualities_within_noise_are_tied_and_the_smaller_is_preferred() -> None:
+    rows = [point("rtn", 8, 0.990, 6, half=0.003), point("rtn", 4, 0.986, 3, half=0.003)]
+    answer = ask([*rows, point("rtn", 3, 0.95, 2, half=0.003)], line=Acceptance(file=Amount(9.0)))
+    assert order(answer) == ["rtn4", "rtn8", "rtn3"]  # 0.989 of rtn4 reaches 0.987 of rtn8
+    assert answer.tied == 2
+
+
+def test_sizes_within_one_per_cent_are_equal_and_quality_decides() -> None:
+    rows = [point("rtn", 4, 0.95, 3.00), point("gptq", 4, 0.97, 3.02), point("hqq", 4, 0.99, 3.04)]
+    assert order(ask(rows, line=KEEP_90)) == ["gptq4", "rtn4", "hqq4"]  # 3.04 is 1.3 % larger
+
+
+def test_of_points_alike_in_size_and_quality_the_faster_is_preferred() -> None:
+    slow, fast = point("rtn", 4, 0.951, 3, half=0.01), point("gptq", 4, 0.950, 3, half=0.01)
+    answer = ask([slow, fast, timed(slow, 1.2), timed(fast, 1.8)], line=KEEP_90)
+    assert order(answer) == ["gptq4", "rtn4"]
+
+
+@pytest.mark.parametrize(
+    ("half", "sure", "passing", "verdict"),
+    [
+        (0.001, False, 1, "yes"),  # 0.909 to 0.911
+        (0.020, False, 1, "likely"),  # 0.890 to 0.930 reaches below
+        (0.020, True, 0, "likely"),
+    ],
+)
+def test_sure_asks_for_the_whole_interval(half, sure, passing, verdict) -> None:
+    answer = ask([point("rtn", 4, 0.91, 3, half=half)], line=KEEP_90, sure=sure)
+    assert len(answer.passing) == passing
+    assert (answer.passing or answer.near)[0].verdict == verdict
+
+
+def test_what_was_not_timed_can_not_pass_a_limit_on_speed() -> None:
+    rows = [point("rtn", 4, 0.95, 3), point("gptq", 4, 0.97, 3)]
+    answer = ask([*rows, timed(rows[0], 1.8)], line=Acceptance(speedup=1.5))
+    assert order(answer) == ["rtn4"]
+    assert answer.unmeasured == {"latency": (1, "not timed; probes=latency does")}
+
+
+def test_the_counts_say_which_limit_leaves_out_most() -> None:
+    rows = [point("rtn", b, kept, mib) for b, kept, mib in ((8, 0.99, 9), (4, 0.8, 5), (3, 0.7, 3))]
+    refused = records.record("rtn", 4, 48, status="refused", reason="no")
+    failed = records.record("rtn", 2, 32, status="failed", reason="no")
+    line = Acceptance(keep={"": 0.9}, file=Amount(6.0))
+    answer = ask([*rows, refused, failed], line=line)
+    assert (answer.considered, answer.passing) == (3, ())
+    assert answer.left_out == {"keep": 2, "file": 1}
+    assert answer.aside == {"full precision": 1, "refused": 1, "failed": 1}
+
+
+def test_where_none_passes_each_limit_says_how_far_it_would_have_to_move() -> None:
+    """rtn8 breaks the size alone (8 of 6 MiB), rtn4 the quality alone (0.85 of 0.9)."""
+    rows = [point("rtn", 8, 0.99, 8), point("rtn", 4, 0.85, 5), point("rtn", 3, 0.5, 7)]
+    answer = ask(rows, line=Acceptance(keep={"": 0.9}, file=Amount(6.0)))
+    found = {r.check.name: (r.by.row["bits"], r.check.found.value) for r in answer.relaxed}
+    assert found == {"keep": (4, pytest.approx(0.85)), "file": (8, 8.0)}
+    assert [c.row["bits"] for c in answer.near] == [4, 8, 3]  # 6 % off, 33 % off, two limits
+
+
+def test_without_any_limit_99_per_cent_of_quality_are_to_be_kept() -> None:
+    answer = ask([point("rtn", 8, 0.999, 6), point("rtn", 4, 0.95, 3)])
+    assert answer.line.keep == {"": 0.99}
+    assert order(answer) == ["rtn8"]
+
+
+def test_a_model_without_quality_is_ranked_by_what_it_has() -> None:
+    rows = [records.record("rtn", bits, metrics=[size(mib)]) for bits, mib in ((8, 6), (4, 3))]
+    answer = ask_without_full(rows)
+    assert (answer.best, order(answer)) == ("size", ["rtn4", "rtn8"])
+    answer = ask_without_full([*rows, timed(rows[0], 1.3)])
+    assert (answer.best, order(answer)[0]) == ("speed", "rtn8")
+
+
+def ask_without_full(rows: list[Record]) -> Answer:
+    (answer,) = answers(frame(rows), Question())
+    return answer
+
+
+def test_seeds_of_one_point_stand_beside_it() -> None:
+    rows = [point("gptq", 4, kept, 3, seed=seed) for seed, kept in ((0, 0.95), (1, 0.97))]
+    answer = ask([*rows, point("rtn", 4, 0.94, 3)], line=KEEP_90)
+    assert order(answer) == ["gptq4", "gptq4", "rtn4"]
+    assert answer.passing[0].seeds == pytest.approx((0.95, 0.97))
+    assert answer.passing[2].seeds == ()
+
+
+def test_one_point_in_two_experiments_is_one_candidate_with_the_numbers_of_both() -> None:
+    judged = point("rtn", 4, 0.95, 3)
+    clock = timed(judged, 1.8)
+    clock.experiment = "latency"
+    answer = ask([judged, clock], line=Acceptance(keep={"": 0.9}, speedup=1.5))
+    assert answer.considered == 1
+    assert answer.passing[0].speed.value == 1.8
+
+
+def test_each_model_has_its_own_answer() -> None:
+    other = point("rtn", 4, 0.8, 3, model="other")
+    found = answers(frame([FULL, point("rtn", 4, 0.95, 3), other]), Question(KEEP_90))
+    assert {a.model: len(a.passing) for a in found} == {"reference": 1, "other": 0}
+
+
+def test_where_narrows_the_points() -> None:
+    rows = [point("rtn", 4, 0.95, 3), point("gptq", 4, 0.96, 3), point("gptq", 8, 0.99, 6)]
+    answer = ask(rows, line=KEEP_90, where={"method": ("gptq",), "bits": ("8", "3")})
+    assert order(answer) == ["gptq8"]
+
+
+# ------------------------------------------------------------------------------- limits as typed
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [
+        ("3.5GiB", Amount(3.5 * 1024)),
+        ("900MB", Amount(900e6 / 2**20)),
+        ("900 mb", Amount(900e6 / 2**20)),
+        ("0.5x", Amount(0.5, relative=True)),
+        (".4x", Amount(0.4, relative=True)),
+        ("1048576B", Amount(1.0)),
+    ],
+)
+def test_sizes_are_read_with_their_unit(text: str, amount: Amount) -> None:
+    assert limits.amount("--max-bytes", text) == amount
+
+
+def test_shares_and_drops_are_read() -> None:
+    assert (limits.share("0.9"), limits.share("90%"), limits.share("1")) == (0.9, 0.9, 1.0)
+    assert limits.drops("bleu=1,ppl=5%") == {"bleu": Amount(1.0), "ppl": Amount(5.0, True)}
+
+
+def test_a_line_of_ones_own_is_a_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("drop: {bleu: 1, ppl: 5%}\nkeep: {acc: 0.98}\nspeedup: 1.5\nfile: 0.5x\n")
+    assert limits.preset(str(path)) == Acceptance(
+        "mine",
+        {"bleu": Amount(1.0), "ppl": Amount(5.0, True)},
+        {"acc": 0.98},
+        1.5,
+        None,
+        Amount(0.5, True),
+    )
+    path.write_text("speed: 2\n")
+    with pytest.raises(UserError, match="speed: no such limit; did you mean speedup"):
+        limits.preset(str(path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "recommend: takes the NAME of an experiment"),
+        (["nothere"], "recommend nothere: no Records in"),
+        (["demo", "--max-bytes", "banana"], "--max-bytes banana: takes a size as 3.5GiB"),
+        (["demo", "--max-bytes", "0.5"], "did you mean 0.5x?"),
+        (["demo", "--max-memory", "900"], "did you mean 900MiB?"),
+        (["demo", "--keep", "90"], "--keep 90: takes a share over 0 and up to 1; for 90 per cent"),
+        (["demo", "--keep", "much"], "--keep much: takes a share"),
+        (["demo", "--min-speedup", "fast"], "--min-speedup fast: takes a number over 0"),
+        (["demo", "--max-drop", "bleu"], "--max-drop bleu: takes METRIC=POINTS"),
+        (["demo", "--max-drop", "blue=1"], "--max-drop blue: not in these Records; did you mean"),
+        (["demo", "--metric", "chrf"], "--metric chrf: not in these Records"),
+        (["demo", "--metric", "kl_mean"], "--metric kl_mean: is a distance"),
+        (["demo", "--preset", "article"], "no such preset; did you mean articles"),
+        (["demo", "--best", "cheap"], "--best cheap: takes one of size, quality, speed, memory"),
+        (["demo", "--where", "bitz=3"], "--where bitz: no such column; did you mean bits"),
+        (["demo", "--where", "bits=5"], "--where bits=5: not in these Records; there are 2, 3, 4"),
+        (["demo", "--method", "nope"], "--method nope: not in these Records; there are"),
+        (["demo", "--top", "0"], "--top 0: takes a whole number from 1"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_option(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--results-dir", str(RESULTS)]
+    assert cli.dispatch(["recommend", *arguments, *where]) == cli.MISTAKE
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+# --------------------------------------------------------------------------- on committed results
+
+
+def recommended(
+    capsys: pytest.CaptureFixture[str], *arguments: str, results: Path = RESULTS
+) -> tuple[int, str]:
+    code = cli.dispatch(["recommend", *arguments, "--results-dir", str(results)])
+    said = capsys.readouterr()
+    assert said.err == ""
+    return code, said.out
+
+
+def test_the_demo_recommends_what_its_records_say(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = recommended(capsys, "demo", "--max-bytes", "0.5x", "--keep", "0.99", "--json")
+    assert code == cli.OK
+    (model,) = json.loads(out)["models"]
+    small = {}
+    for record in Store(RESULTS / "demo").records():
+        if record.kind == "quality" and record.point["method"] != "full_precision":
+            ppl, mib = record.metrics["ppl/in_domain"], record.metrics["file_mib"]
+            if 1 / ppl.delta.value >= 0.99 and mib.delta.value <= 0.5:
+                small[record.run_id] = mib.value
+    assert model["passing"] == len(small)
+    assert small[model["points"][0]["run_id"]] <= 1.01 * min(small.values())
+    assert all(p["checks"] and p["passes"] and p["again"] for p in model["points"])
+
+
+def test_the_page_says_what_to_type_and_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = recommended(capsys, "demo", "--keep", "0.95", "--min-speedup", "1.5")
+    assert code == cli.OK
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines() if line[:1].isalpha())
+    assert "passes surely" in lines["take"]
+    words = shlex.split(lines["export"].partition("   (")[0])
+    assert words[:2] == ["bitsweep", "export"]
+    assert words[words.index("--to") + 1] in names()
+    (found,) = Store(RESULTS / "demo").find(words[2])
+    assert str(found.provenance["command"]) == lines["again"]
+
+
+def test_the_articles_line_fails_on_the_demo_by_latency_and_exits_with_1(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its model is 3.7 M parameters in cache: the fastest point decodes 1.58 times bf16."""
+    code, out = recommended(capsys, "demo", "--preset", "articles")
+    assert code == 1
+    assert "no point passes" in out
+    fastest = max(
+        m.value
+        for r in Store(RESULTS / "demo").records()
+        if (m := r.metrics.get("decode_vs_bf16"))
+        and m.value
+        and r.point["method"] != "full_precision"
+    )
+    assert f"--min-speedup {int(fastest * 1000) / 1000:g} would let" in out
+
+
+def test_random_weights_are_not_exported_and_the_keys_for_ones_own_are_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out = recommended(capsys, "latency", "--min-speedup", "2")
+    assert code == cli.OK
+    assert "no perplexity was measured here" in out
+    assert "bitsweep export model.path=FOLDER method=rtn" in out
+    assert "marked in cache" in out
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.parent.name for path in RESULTS.glob("*/records") if any(path.iterdir()))
+)
+def test_every_committed_experiment_has_an_answer(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out = recommended(capsys, name)
+    assert code in (cli.OK, 1)
+    assert "nan" not in out.lower().split()
+    assert "None" not in out
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys; from bitsweep import cli; "
+        f"code = cli.dispatch(['recommend', 'demo', '--results-dir', {str(RESULTS)!r}]); "
+        "heavy = {'torch', 'transformers', 'wandb', 'plotly', 'matplotlib'} & set(sys.modules); "
+        "assert not heavy, heavy; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# --------------------------------------------------------------------------------- how it leaves
+
+QUICK = ["data=text", "data.path=measured.txt", "data.calibration_path=calibrating.txt",
+         "data.window=32", "tracker=none"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (["method=rtn", "bits=4"], "compressed-tensors"),
+        (["method=gptq", "bits=3", "group_size=32"], "compressed-tensors"),
+        (["method=rtn", "bits=4", "input.bits=8"], "compressed-tensors"),
+        (["method=hqq", "bits=4"], "hf-dense"),  # real zeros
+        (["method=rtn", "bits=4", "format=nf"], "hf-dense"),
+        (["method=rtn", "bits=4", "policy=all"], "onnx"),  # a quantized embedding
+        (["method=rtn", "bits=3", "policy=all"], "hf-dense"),
+        (["method=rtn", "bits=4", TWO_KINDS], "gptq"),  # two kinds with zeros
+        (["method=rtn", "bits=4", TWO_KINDS, "symmetric=true"], "compressed-tensors"),
+        (["method=rtn", "bits=4", TWO_KINDS, "input.bits=8"], "onnx"),
+    ],
+)
+def test_the_format_that_is_named_holds_the_point_and_an_earlier_one_does_not(
+    keys: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    artifacts: Artifacts,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    lay(tmp_path)
+    prepared = _prepared(
+        job(compose(["model.path=llama", *QUICK, "group_size=64", *keys])), artifacts
+    )
+    plan = {name: str(spec) for name, spec in prepared.plan.layers.items()}
+    chosen = leaving(prepared.point.columns(), plan)
+    assert chosen.format == expected, chosen
+    model = skeleton(prepared.source, artifacts)
+    for name in ("compressed-tensors", "gptq"):  # in the order of preference
+        if name == expected:
+            assert _says_no(name, model, prepared.plan) is None
+            break
+        assert _says_no(name, model, prepared.plan) is not None
+
+
+def _says_no(name: str, model: object, plan: object) -> str | None:
+    container = containers()[name]()
+    reason = contents.refused_layer(model, container, plan)  # type: ignore[arg-type]
+    if reason is None:
+        try:
+            container.config(plan, model.layers)  # type: ignore[arg-type, attr-defined]
+        except UserError as refusal:
+            reason = str(refusal)
+    return reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"weights": "random"}, "random"),
+        ({"kv": "w4"}, "kv.bits=16"),
+        ({"method": "torchao"}, "torchao's own"),
+        ({"recover": "low_rank (rank=16)"}, "low rank"),
+    ],
+)
+def test_what_no_format_holds_says_why(changes: dict[str, str], word: str) -> None:
+    found = leaving({"method": "rtn", **changes}, {"a": "w4g64"})
+    assert found.format is None
+    assert word in found.note
+
+
+def test_where_speed_was_asked_the_runtime_that_was_timed_decides() -> None:
+    row = {"method": "rtn", "engine": "openvino"}
+    assert leaving(row, {"a": "w4g64"}).format == "compressed-tensors"
+    assert leaving(row, {"a": "w4g64"}, fast=True).format == "openvino"
