@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -13,6 +14,9 @@ from bitsweep.report.curves import Curve
 from bitsweep.report.sensitivity import TRUTHS, parts, score
 from bitsweep.report.style import COLUMN_IN, INK, MARKERS, PALE, PALETTE, slug
 from bitsweep.report.tables import primary
+
+MOST_WAYS = 8
+"""Figures of parts quantized alone; the table of sensitivities has all of them."""
 
 DASHES = ("-", "--", ":", "-.")
 
@@ -26,7 +30,8 @@ def figures(frame: pd.DataFrame, curves: Sequence[Curve]) -> Iterator[tuple[str,
         if own:
             yield f"error_depth{end}", _depth(own, model if len(models) > 1 else "")
     measured = parts(frame, primary(frame))
-    for (model, group, kind), bars in measured.groupby(["model", "group", "kind"], sort=False):
+    ways = measured.groupby(["model", "group", "kind"], sort=False)
+    for (model, group, kind), bars in islice(ways, MOST_WAYS):
         end = f"{slug(str(model))}_" if len(models) > 1 else ""
         yield f"sensitivity_{end}{slug(f'{group} {kind}')}", _bars(bars, f"{model}, {group}")
 

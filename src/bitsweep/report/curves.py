@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from bitsweep.report import labels
 from bitsweep.store import Store
 
 METRIC = "hidden_error"
+MOST = 32
+"""Curves of a model: for so many there are colours, markers and dashes."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,18 @@ class Curve:
 
 
 def read(folders: Iterable[Path], frame: pd.DataFrame) -> list[Curve]:
-    """The curves of all points that were measured so, in the frame's order."""
+    """The curves of the points that were measured so, in the frame's order, at most :data:`MOST` a model."""
     if METRIC not in frame:
         return []
     stores = {folder.name: Store(folder) for folder in folders}
-    found = []
+    found: list[Curve] = []
+    counts: Counter[str] = Counter()
     for row in labels.rows(frame):
-        if row["status"] != "ok" or not row.get(METRIC):
+        model = str(row["model"])
+        if row["status"] != "ok" or not row.get(METRIC) or counts[model] == MOST:
             continue
         for detail in stores[row["experiment"]].details(row["run_id"]):
             if detail.get("metric") == METRIC:
-                found.append(Curve(str(row["model"]), row["label"], tuple(detail["by_depth"])))
+                found.append(Curve(model, row["label"], tuple(detail["by_depth"])))
+                counts[model] += 1
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,9 @@ from bitsweep.report.tables import heat, primaries, speed_metric
 
 MOST_LINES = 6
 """Of a legend, before the figure grows with it."""
+
+MOST_POINTS = 300
+"""Of a front, before those behind it are drawn as a cloud: there intervals hide each other."""
 
 LINEAR_BELOW = 0.05
 """Per cent of change below which the perplexity axis is linear, so that 0 and less have a place."""
@@ -149,8 +153,12 @@ def front_figure(
     axes.step(*zip(*best, strict=True), where=where, color=FAINT, lw=0.9, zorder=1)
     present = [(labels.grid(row, names), mark) for row, mark in points]
     looks = looks if len(looks) <= len(PALETTE) else _told_apart(present)
-    for row, mark in points:
-        _point(axes, row, mark, x, y, looks[labels.grid(row, names)])
+    crowd = len(points) > MOST_POINTS
+    for (row, mark), (name, _) in zip(points, present, strict=True):
+        if not crowd or mark == "front":
+            _point(axes, row, mark, x, y, looks[name])
+    if crowd:
+        _cloud(axes, points, x, y, [looks[name] for name, _ in present])
     shown = {name for name, _ in present}
     called = labels.short([n for n in looks if n in shown and looks[n] != OTHERS])
     others = len(shown) - len(called)
@@ -186,10 +194,10 @@ def _told_apart(present: Sequence[tuple[str, str]]) -> dict[str, tuple[str, str]
     ``present`` has the name and the mark of each point; the other names are grey.
     """
     order = ("front", "tied", "dominated")
+    counts = Counter(present)
 
     def rank(name: str) -> tuple[int, ...]:
-        own = [mark for other, mark in present if other == name]
-        return tuple(-own.count(mark) for mark in order)
+        return tuple(-counts[name, mark] for mark in order)
 
     ranked = sorted({name for name, _ in present}, key=lambda name: (rank(name), name))
     first = sorted(ranked[: len(PALETTE) - 1])
@@ -217,6 +225,27 @@ def _point(axes: Axes, row: labels.Row, mark: str, x: str, y: str, look: tuple[s
         "zorder": order,
     }
     axes.plot(row[x], row[y], marker, ms=4, ls="", **style)
+
+
+def _cloud(
+    axes: Axes,
+    points: Sequence[tuple[labels.Row, str]],
+    x: str,
+    y: str,
+    looks: Sequence[tuple[str, str]],
+) -> None:
+    """The points behind the front of a crowd, small and without intervals: where they lie."""
+    found: dict[tuple[str, tuple[str, str]], list[tuple[float, float]]] = {}
+    for (row, mark), look in zip(points, looks, strict=True):
+        if mark != "front":
+            found.setdefault((mark, look), []).append((row[x], row[y]))
+    for (mark, (color, marker)), places in sorted(found.items()):
+        tied = mark == "tied"
+        axes.plot(
+            *zip(*places, strict=True), marker, ms=2.2, ls="", mfc="white" if tied else color,
+            mec=color, mew=0.4 if tied else 0.0, alpha=0.8 if tied else 0.25,
+            zorder=3 if tied else 2,
+        )  # fmt: skip
 
 
 def _name_front(axes: Axes, rows: Sequence[labels.Row], x: str, y: str, higher: bool) -> None:

@@ -21,8 +21,14 @@ MOST_ROWS = 10
 """Methods that a heat map one column wide has room for."""
 
 
+MOST_LINES = 90
+"""Methods of all panels that a page has room for; the table has the others."""
+
+
 def draw(cells: pd.DataFrame, title: str) -> Figure:
     """Method x bits, a panel for each policy and group; hatched where there is no such point."""
+    cells, every = _fitting(cells)
+    title += f"; {MOST_LINES} of {every} rows" if every > MOST_LINES else ""
     measured = cells[cells["change"].notna()]
     panels = sorted(
         {(row["policy"], row["group"]) for row in labels.rows(measured)},
@@ -48,6 +54,21 @@ def draw(cells: pd.DataFrame, title: str) -> Figure:
         axes.set_xlabel("bits")
     figure.suptitle(title, fontsize=7.5)
     return figure
+
+
+def _fitting(cells: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """The cells of the first rows that there is room for, and how many rows there are."""
+    keys = [
+        (policy, len(group), group, method)
+        for policy, group, method in zip(
+            cells["policy"], cells["group"], cells["method"], strict=True
+        )
+    ]
+    measured = {key for key, known in zip(keys, cells["change"].notna(), strict=True) if known}
+    kept = {*sorted(measured)[:MOST_LINES]}
+    if len(measured) == len(kept):
+        return cells, len(measured)
+    return cells[[key in kept for key in keys]], len(measured)
 
 
 def _column_wide(panels: int, methods: int) -> tuple[Figure, Any]:
