@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from bitsweep.artifacts import cache_root
-from bitsweep.compose import conf_dir, experiments
+from bitsweep.compose import compose, conf_dir, experiments, group_files, plain_config
+from bitsweep.errors import UserError
 
 NEEDED = (
     "torch",
@@ -116,21 +117,31 @@ def _engines() -> Iterator[Line]:
 
 
 def _tracker() -> Iterator[Line]:
-    import netrc
+    from bitsweep.tracking.wandb import base_url, logged_in
 
     mode = os.environ.get("WANDB_MODE")
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
-    logged_in = bool(os.environ.get("WANDB_API_KEY"))
-    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    if not logged_in and file.is_file():
-        logged_in = netrc.netrc(str(file)).authenticators(host) is not None
     if mode:
         yield Line("ok", "wandb", f"WANDB_MODE={mode}")
-    elif logged_in:
-        yield Line("ok", "wandb", f"logged in to {host}")
+    elif logged_in():
+        yield Line("ok", "wandb", f"logged in to {base_url().rpartition('@')[2]}")
     else:
         text = "not logged in: runs are kept offline; `wandb login`, or tracker=none"
         yield Line("warn", "wandb", text)
+    for name in group_files("tracker"):
+        if name not in ("none", "wandb"):
+            yield Line("ok", "tracker", f"{name}: {_other(name)}")
+
+
+def _other(name: str) -> str:
+    """Where the runs of a tracker would go, or what it lacks; no run needs it."""
+    from bitsweep import config
+
+    try:
+        values, _ = plain_config(compose([f"tracker={name}"]))
+        (tracker,) = config.trackers(values)
+    except UserError as reason:
+        return str(reason)
+    return f"tracker={name} writes to {tracker.destination()}"
 
 
 def _disk() -> Iterator[Line]:
