@@ -360,7 +360,7 @@ def test_nothing_heavy_is_imported() -> None:
 # --------------------------------------------------------------------------------- how it leaves
 
 QUICK = ["data=text", "data.path=measured.txt", "data.calibration_path=calibrating.txt",
-         "data.window=32", "tracker=none"]  # fmt: skip
+         "data.window=32", "calibration.windows=4", "tracker=none"]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -189,9 +189,7 @@ def _print_one(
             lines.append(("", timed))
     else:
         what = "no point passes; above are the nearest"
-        if not shown:
-            what = "no point passes; none has all the numbers that the limits need"
-        lines.append(("none", what if answer.considered else "no whole model was quantized here"))
+        lines.append(("none", what if shown else "no whole model was quantized here"))
         if shown:
             lines += [("relax", line) for line in advice.relax(answer, question.sure)]
     lines += [("left", line) for line in advice.left_out(answer)]

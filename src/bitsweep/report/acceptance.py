@@ -7,6 +7,7 @@ frame which parts of a line it passes; ``report/recommend.py`` ranks those that 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -83,7 +84,7 @@ class Check:
     at_least: bool
     found: Estimate
 
-    @property
+    @functools.cached_property
     def verdict(self) -> Verdict:
         value, bounds = self.found.value, self.found.bounds
         if value is None:

@@ -280,7 +280,8 @@ LONG = 160
 def relax(answer: Answer, sure: bool = False) -> list[str]:
     """For each limit that alone is in the way: the flag that would let a point pass, and which."""
     if not answer.relaxed:
-        return ["no limit, relaxed alone, lets a point pass"]
+        missing = " that has all its numbers" if answer.unmeasured else ""
+        return [f"no limit, relaxed alone, lets a point pass{missing}"]
     return [
         f"{flag(r.check, answer.line, sure)} would let {r.by.name} pass "
         f"({acceptance.explain(r.check)})"

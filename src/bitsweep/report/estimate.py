@@ -6,6 +6,7 @@ Every function takes one row of the frame as a dict, None where a cell is empty
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,6 +47,7 @@ class Estimate:
         return replace(self, of=of)
 
 
+@functools.cache
 def kind(metric: str) -> str:
     """``bleu`` of ``bleu/summary``."""
     return metric.partition("/")[0]

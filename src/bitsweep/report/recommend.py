@@ -154,18 +154,22 @@ def _answer(
 def _nearest(
     candidates: Sequence[Candidate], good: Sequence[str]
 ) -> tuple[list[Candidate], list[Relaxed]]:
-    """Points that have all numbers, by how many limits they break and how far; and each limit that
-    alone keeps points out, with the point that asks least of it.
+    """Points by how many limits they break and how far, those with all numbers alone where there
+    are such; and each limit that alone keeps points out, with the point that asks least of it.
     """
 
     def broken(candidate: Candidate) -> list[Check]:
-        return [c for c in candidate.checks if c.verdict not in good]
+        return [c for c in candidate.checks if c.verdict not in (*good, "?")]
 
-    whole = [c for c in candidates if all(check.verdict != "?" for check in c.checks)]
+    def lacking(candidate: Candidate) -> int:
+        return sum(check.verdict == "?" for check in candidate.checks)
+
+    whole = [candidate for candidate in candidates if not lacking(candidate)]
     near = sorted(
-        whole,
+        whole or candidates,
         key=lambda c: (
             len({check.name for check in broken(c)}),
+            lacking(c),
             sum(check.beyond for check in broken(c)),
             str(c.row["run_id"]),
         ),
