@@ -186,6 +186,16 @@ def test_decode_speed_is_a_bar_where_it_was_measured_one_panel_for_each_hardware
     assert where == [["AMD EPYC x2"], ["another"]]
 
 
+def test_bars_are_sorted_by_speed_and_the_other_runs_by_cost():
+    made = specified()
+    front, bars = (
+        next(grid for grid in grids(made) if panels(grid, kind))["runSets"][0]["sort"]["keys"]
+        for kind in ("Scatter Plot", "Bar Chart")
+    )
+    assert [(key["key"]["name"], key["ascending"]) for key in front] == [("file_mib", True)]
+    assert [(key["key"]["name"], key["ascending"]) for key in bars] == [("decode_vs_bf16", False)]
+
+
 def test_runs_are_compared_side_by_side_in_what_differs():
     made = specified()
     for spec in (made.workspaces[0].spec, made.report.spec):
@@ -277,31 +287,6 @@ def test_every_name_is_one_that_a_record_of_the_experiment_publishes(name):
         assert any(axes <= {f"summary:{n}" for n in flat.numbers(record)} for record in found)
 
 
-def test_what_is_filtered_by_stands_in_the_runs_that_the_tracker_writes(tmp_path, monkeypatch):
-    from offline import runs
-
-    from bitsweep import tracking
-    from bitsweep.store import Store
-    from bitsweep.tracking.wandb import Wandb
-
-    for key in [key for key in os.environ if key.startswith("WANDB_")]:
-        monkeypatch.delenv(key)
-    record = next(row for row in records.grid() if row.kind == "timing" and row.point["bits"] == 4)
-    store = Store(tmp_path / "results" / "demo")
-    store.prepare()
-    mirror = tracking.open([Wandb(dir=str(tmp_path), mode="offline")], store, lambda line: None)
-    assert mirror.log(record)
-    (run,) = runs(tmp_path)
-    made = specified()
-    filters = chosen(made.workspaces[0].spec["section"]["runSets"][0])
-    assert run["group"] in filters["run:group"][1]
-    assert run["job_type"] in filters["run:jobType"][1]
-    assert run["config"]["status"] in filters["config:status"][1]
-    assert run["config"]["model"] in filters["config:model"][1]
-    assert run["id"] in made.workspaces[0].spec["section"]["customRunColors"]
-    assert panels(made.report.spec, "Bar Chart")[0]["metrics"][0] in run["summary"]
-
-
 def test_the_file_read_by_the_librarys_own_models_is_the_same_view(tmp_path):
     from bitsweep.tracking import wire
 
@@ -386,6 +371,41 @@ def test_a_person_without_a_login_is_told_the_two_commands(tmp_path):
     line = workspace.how_to_apply(made, workspace.write(made, tmp_path))
     assert line.endswith(": wandb login, then bitsweep publish demo --workspace "
                          "tracker.project=mine")  # fmt: skip
+
+
+def test_publish_writes_the_view_of_the_runs_that_it_wrote(tmp_path, monkeypatch, capsys):
+    from offline import runs
+
+    from bitsweep import cli
+    from bitsweep.store import Store
+
+    for key in [key for key in os.environ if key.startswith("WANDB_")]:
+        monkeypatch.delenv(key)
+    monkeypatch.chdir(tmp_path)
+    store = Store(tmp_path / "results" / "demo")
+    store.prepare()
+    for record in records.grid():
+        if record.point["method"] == "gptq" and record.point["bits"] in (4, 8):
+            store.put(record, [])
+    asked = ["demo", "--workspace", "tracker=wandb", "tracker.mode=offline", "tracker.project=mine"]
+    assert cli.dispatch(["publish", *asked]) == cli.OK
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.endswith(f"to apply it: wandb login, then bitsweep publish {' '.join(asked)}")
+    made = workspace.load(store.folder / "workspace.json")
+    assert (made.project, made.entity) == ("mine", None)
+    section = made.workspaces[0].spec["section"]
+    filters = chosen(section["runSets"][0])
+    written = [run for run in runs(tmp_path / ".bitsweep") if run["job_type"] != "report"]
+    assert len(written) == 8
+    assert {run["id"] for run in written} == set(section["customRunColors"])
+    for run in written:
+        assert run["group"] in filters["run:group"][1]
+        assert run["job_type"] in filters["run:jobType"][1]
+        assert run["config"]["status"] in filters["config:status"][1]
+        assert run["config"]["model"] in filters["config:model"][1]
+        front = {"file_mib", "ppl/in_domain"} <= set(run["summary"])
+        assert front == (run["job_type"] == "quality")
+        assert ("decode_vs_bf16" in run["summary"]) == (run["job_type"] == "timing")
 
 
 APPLY = """

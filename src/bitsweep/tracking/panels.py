@@ -41,11 +41,12 @@ def workspace(block: Block, looks: Looks) -> Spec:
         )
         sections.append(_section("Speed", [_bar(block.speed, block.engines, where)], columns=1))
     sections.append(_section("Side by side", [wr.RunComparer(diff_only="split")], columns=1))
-    order = [ws.Ordering(ws.Summary(n.name), ascending=True) for n in block.numbers[:1]]
+    order = [ws.Ordering(ws.Summary(axis.name), not axis.higher) for axis in _ranked(block, kinds)]
     made = ws.Workspace(
         entity="",
         project="",
         sections=sections,
+        settings=ws.WorkspaceSettings(max_runs=max(SHOWN, len(block.records))),
         runset_settings=ws.RunsetSettings(
             order=order,
             pinned_columns=_columns(block),
@@ -209,7 +210,7 @@ def _grid(
     hidden: bool = False,
 ) -> wr.PanelGrid:
     """Panels over the runs of one model, of which ``also`` narrows the choice."""
-    order = [wr.OrderBy(wr.SummaryMetric(n.name), ascending=True) for n in block.numbers[:1]]
+    order = [wr.OrderBy(wr.SummaryMetric(a.name), not a.higher) for a in _ranked(block, kinds)]
     columns = _columns(block)
     runset = wr.Runset(name=name, order=order, pinned_columns=columns, lock_columns=True)
     runset._id = _ident("runs", name)
@@ -244,6 +245,13 @@ def _filter(
     terms += [expr.Config(name).notin(list(values)) for name, values in without.items()]
     runs._stashed_filters_v2 = expr.filters_tree_to_v2(expr.And(*terms).to_model())
     runs._stashed_filter_string = text
+
+
+def _ranked(block: Block, kinds: Sequence[Kind]) -> list[Axis]:
+    """What runs are sorted by: their cost, then their speed; where there are only times, that."""
+    speed = [block.speed] if block.speed is not None and "timing" in kinds else []
+    cost = [] if speed and "quality" not in kinds else block.numbers[:1]
+    return [*cost, *speed]
 
 
 def _columns(block: Block) -> list[str]:

@@ -7,6 +7,7 @@ often as one likes: a view and a report of that name are replaced.
 
 from __future__ import annotations
 
+import importlib
 import json
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -80,7 +81,7 @@ def specification(
         UserError: no Record is ``ok``, two protocols share one metric, or wandb-workspaces is
             missing.
     """
-    panels, _ = _library()
+    panels = _library("panels")
     from bitsweep.tracking import flat, view
 
     records = list(records)
@@ -130,7 +131,7 @@ def load(path: str | Path) -> Specification:
     Raises:
         UserError: not such a file, or one of another wandb-workspaces, which would lose a part.
     """
-    _, wire = _library()
+    wire = _library("wire")
     try:
         value = json.loads(Path(path).read_bytes())
         if value.pop("format") != FORMAT:
@@ -163,7 +164,7 @@ def apply(specification: Specification, timeout_s: int = TIMEOUT_S) -> Applied:
     Raises:
         UserError: the server is not reached within ``timeout_s``, or refuses.
     """
-    _, wire = _library()
+    wire = _library("wire")
     import wandb
 
     try:
@@ -192,13 +193,12 @@ def apply(specification: Specification, timeout_s: int = TIMEOUT_S) -> Applied:
     return Applied(workspaces, report)
 
 
-def _library() -> tuple[Any, Any]:
-    """The modules that need wandb-workspaces, an optional library."""
+def _library(module: str) -> Any:
+    """One of the modules that need wandb-workspaces, an optional library."""
     try:
-        from bitsweep.tracking import panels, wire
+        return importlib.import_module(f"bitsweep.tracking.{module}")
     except ImportError as error:
         raise UserError(f"publish --workspace: {error}; {MISSING}") from error
-    return panels, wire
 
 
 def _plain(title: str) -> str:
