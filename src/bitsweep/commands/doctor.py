@@ -129,10 +129,10 @@ def _tracker() -> Iterator[Line]:
         yield Line("warn", "wandb", text)
     for name in group_files("tracker"):
         if name not in ("none", "wandb"):
-            yield Line("ok", "tracker", f"{name}: {_other(name)}")
+            yield _other(name)
 
 
-def _other(name: str) -> str:
+def _other(name: str) -> Line:
     """Where the runs of a tracker would go, or what it lacks; no run needs it."""
     from bitsweep import config
 
@@ -140,8 +140,8 @@ def _other(name: str) -> str:
         values, _ = plain_config(compose([f"tracker={name}"]))
         (tracker,) = config.trackers(values)
     except UserError as reason:
-        return str(reason)
-    return f"tracker={name} writes to {tracker.destination()}"
+        return Line("warn", "tracker", str(reason))
+    return Line("ok", "tracker", f"tracker={name} writes to {tracker.destination()}")
 
 
 def _disk() -> Iterator[Line]:

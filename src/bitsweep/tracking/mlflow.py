@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DEFAULT = "sqlite:///.bitsweep/mlflow.db"
+VARIABLE = "MLFLOW_TRACKING_URI"
 SQLITE = "sqlite:///"
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 ID, DIGEST, SUPERSEDED = "bitsweep.id", "bitsweep.digest", "bitsweep.superseded"
+NO_ANSWER = re.compile(r"API request to https?://.* failed with (timeout )?exception")
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
@@ -49,15 +52,16 @@ class Mlflow:
 
     def __post_init__(self) -> None:
         """Raises ValueError where it could never work: said before a point is measured."""
-        scheme = self._uri().partition(":")[0].partition("+")[0]
-        if scheme not in SCHEMES or not self.timeout_s >= 1:
-            wrong = f"timeout_s={self.timeout_s:g}: takes seconds from 1"
-            if scheme not in SCHEMES:
-                wrong = (
-                    f"tracking_uri={_bare(self._uri())}: MLflow keeps runs in a database or on a "
-                    "server; try sqlite:///mlflow.db or http://localhost:5000"
-                )
-            raise ValueError(wrong)
+        uri = self._uri()
+        scheme = uri.partition(":")[0].partition("+")[0]
+        if scheme not in SCHEMES:
+            key = "tracking_uri" if self.tracking_uri else VARIABLE
+            raise ValueError(
+                f"{key}={_bare(uri)}: MLflow keeps runs in a database or on a server; "
+                "try sqlite:///mlflow.db or http://localhost:5000"
+            )
+        if not self.timeout_s >= 1:
+            raise ValueError(f"timeout_s={self.timeout_s:g}: takes seconds from 1")
         needed = ("mlflow", "sqlalchemy", "alembic") if scheme == "sqlite" else ("mlflow",)
         missing = [name for name in needed if find_spec(name) is None]
         if missing:
@@ -170,7 +174,7 @@ class Mlflow:
             try:
                 yield MlflowClient(tracking_uri=self._uri(), registry_uri=self._uri())
             except MlflowException as error:
-                if not str(error).startswith("API request to"):
+                if not NO_ANSWER.match(str(error)):
                     raise
                 raise ConnectionError(f"{_bare(self._uri())} does not answer") from error
 
@@ -197,7 +201,7 @@ class Mlflow:
         return str(client.create_experiment(name, place.as_uri() if place else None))
 
     def _uri(self) -> str:
-        return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT
+        return self.tracking_uri or os.environ.get(VARIABLE) or DEFAULT
 
     def _file(self) -> Path | None:
         """The database file of SQLite."""
