@@ -27,7 +27,7 @@ class Curve:
 
 
 def read(folders: Iterable[Path], frame: pd.DataFrame) -> list[Curve]:
-    """The curves of the points that were measured so, in the frame's order, at most :data:`MOST` a model."""
+    """The curves of points that were measured so, in the frame's order, :data:`MOST` a model."""
     if METRIC not in frame:
         return []
     stores = {folder.name: Store(folder) for folder in folders}
