@@ -25,7 +25,7 @@ SECRET = "5ec12e7" * 6
 @pytest.fixture(autouse=True)
 def _no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
-        if name.startswith("WANDB_"):
+        if name.startswith("WANDB_") and name != "WANDB_SERVICE":  # its process's own
             monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "no-config"))

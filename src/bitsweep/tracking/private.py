@@ -40,4 +40,4 @@ def _paths(record: Record) -> Iterator[str]:
     words += [str(record.model.get("path") or ""), str(record.reason or "")]
     words += [value for value in record.point.values() if isinstance(value, str)]
     for word in words:
-        yield from (match[0] for match in PLACE.finditer(word))
+        yield from (match[0].rstrip(".:") for match in PLACE.finditer(word))

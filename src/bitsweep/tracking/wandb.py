@@ -14,6 +14,7 @@ import netrc
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,7 +30,10 @@ from bitsweep.tracking.flat import config, label, numbers, plain
 
 Mode = Literal["online", "offline", "disabled"]
 TAG_CAP = 64
+LEAVE_S = 5.0
 SUPERSEDED = "superseded"
+MARK = "bitsweep-project"
+"""A file beside an offline run that is whole: the project that it is for."""
 CLOUD = "https://api.wandb.ai"
 CLOUD_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 SETTINGS = {
@@ -80,11 +84,13 @@ class Wandb:
         if mode == "disabled":
             return ""
         place = urlparse(base_url()).netloc.rpartition("@")[2] if mode == "online" else None
-        return f"{mode} {place or self.folder()}/{self.entity or 'default'}/{self.project}"
+        return f"{mode} {place or self.folder()}/{self._project()}"
 
     def has(self, ident: str) -> bool:
-        """Whether an offline run's folder is there; online it is what the ledger says."""
-        return self.resolve_mode() == "online" or bool(self._offline(ident))
+        """Whether an offline run is there, whole; online it is what the ledger says."""
+        if self.resolve_mode() == "online":
+            return True
+        return any(_project_of(folder) == self._project() for folder in self._offline(ident))
 
     def hint(self) -> str:
         """How to upload what is kept offline, or where it is seen."""
@@ -146,9 +152,11 @@ class Wandb:
         mode = self.resolve_mode()
         if mode == "offline":
             for folder in self._offline(entry.ident):
-                gone = folder.rename(folder.with_name(f".{folder.name}"))
-                shutil.rmtree(gone, ignore_errors=True)  # a killed publish's process may write yet
-            self._write(mode, entry, fill, exit_code, **run)
+                if _project_of(folder) in (None, self._project()):
+                    gone = folder.rename(folder.with_name(f".{folder.name}"))
+                    shutil.rmtree(gone, ignore_errors=True)  # a killed one's process may write yet
+            made = self._write(mode, entry, fill, exit_code, **run)
+            (Path(made.dir).parent / MARK).write_text(self._project(), encoding="utf-8")
             for ident in entry.superseded:
                 self._set_aside(ident)
             return
@@ -157,14 +165,13 @@ class Wandb:
                 "tracker.wandb.mode=online: W&B has no login here; type `wandb login` first, "
                 "or write offline with tracker.wandb.mode=offline"
             )
-        import wandb
         from wandb.errors import CommError
 
         try:
             made = self._write(mode, entry, fill, exit_code, **run)
         except (CommError, OSError) as error:  # a timeout of either kind is among them
             _state.fallen_back = True
-            wandb.teardown()  # its process would hold the id, and go on trying
+            _let_go()
             first = (str(error).splitlines() or [""])[0]
             raise ConnectionError(f"{type(error).__name__}: {first}") from error
         _state.url = made.project_url or ""
@@ -188,7 +195,7 @@ class Wandb:
             settings["init_timeout"] = self.init_timeout_s
             settings["finish_timeout"] = self.finish_timeout_s
             settings["finish_timeout_raises"] = True
-        place = self.folder().parent
+        place = self.folder().parent.absolute()  # its process keeps the working directory it had
         place.mkdir(parents=True, exist_ok=True)
         run = wandb.init(
             project=self.project,
@@ -229,10 +236,13 @@ class Wandb:
     def _set_aside(self, ident: str) -> None:
         """Move an older run out of what is uploaded next, unless it was uploaded."""
         for folder in self._offline(ident):
-            if not any(folder.glob("*.synced")):
+            if _project_of(folder) == self._project() and not any(folder.glob("*.synced")):
                 aside = self.folder() / SUPERSEDED
                 aside.mkdir(exist_ok=True)
                 folder.rename(aside / folder.name)
+
+    def _project(self) -> str:
+        return f"{self.entity or 'default'}/{self.project}"
 
     def _offline(self, ident: str) -> list[Path]:
         """Folders of this run; the names in a folder of ten thousand are read once a change."""
@@ -248,6 +258,26 @@ class Wandb:
                 names.setdefault(path.name.split("-", 3)[-1], []).append(path)
             known = _listed[self.folder()] = (changed, names)
         return known[1].get(ident, [])
+
+
+def _let_go() -> None:
+    """Leave W&B's own process: it holds the id of a run that it could not upload.
+
+    It may go on trying for ever, which is not waited for.
+    """
+    import wandb
+
+    leaving = threading.Thread(target=wandb.teardown, daemon=True)
+    leaving.start()
+    leaving.join(LEAVE_S)
+
+
+def _project_of(folder: Path) -> str | None:
+    """Whose an offline run is; None of one that was not finished (ids are unique in a project)."""
+    try:
+        return (folder / MARK).read_text(encoding="utf-8")
+    except OSError:
+        return None
 
 
 def base_url() -> str:
