@@ -42,7 +42,7 @@ def test_the_same_numbers_draw_the_same_bytes(table, tmp_path: Path):
 
 
 def test_no_two_methods_look_alike():
-    looks = figures.appearance(frame(records.grid()))
+    looks = figures.appearance(frame(records.grid()), labels.grid)
     assert sorted(looks) == ["gptq", "hqq", "rtn"]
     assert len({color for color, _ in looks.values()}) == 3
     assert len({marker for _, marker in looks.values()}) == 3

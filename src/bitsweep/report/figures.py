@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,9 @@ MOST_POINTS = 300
 LINEAR_BELOW = 0.05
 """Per cent of change below which the perplexity axis is linear, so that 0 and less have a place."""
 
+Name = Callable[[labels.Row], str]
+"""What a point is called: points of one name look alike."""
+
 SPEED_AXIS = {
     "decode_vs_bf16": "decode speed, × bf16",
     "decode_tok_s": "decode, tokens per second",
@@ -69,7 +72,12 @@ def figures(frame: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     own = primaries(frame)
     speed = speed_metric(frame)
     models = list(dict.fromkeys(frame["model"]))
-    looks, names = appearance(frame), labels.varying(frame)
+    axes = labels.varying(frame)
+
+    def name(row: labels.Row) -> str:
+        return labels.grid(row, axes)
+
+    looks = appearance(frame, name)
     everything = whole(frame)
     for model in models:
         if model not in own:
@@ -80,11 +88,11 @@ def figures(frame: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         if _count(part, "file_mib", quality):
             yield (
                 f"front_size{end}",
-                front_figure(part, "file_mib", "file, MiB", quality, looks, names, title),
+                front_figure(part, "file_mib", "file, MiB", quality, looks, name, title),
             )
         if speed is not None and _count(part, speed, quality):
             axis = SPEED_AXIS[speed]
-            yield f"front_speed{end}", front_figure(part, speed, axis, quality, looks, names, title)
+            yield f"front_speed{end}", front_figure(part, speed, axis, quality, looks, name, title)
         cells = heat(part)
         if cells["change"].notna().any():
             what = f"change of perplexity ({quality.partition('/')[2]}), %"
@@ -102,16 +110,10 @@ OTHERS = (FAINT, ".")
 """The look of methods that are too many to be told apart."""
 
 
-def appearance(
-    frame: pd.DataFrame, axes: Sequence[str] | None = None
-) -> dict[str, tuple[str, str]]:
-    """Method -> colour and marker, the same in every figure of a report.
-
-    ``axes``: what tells methods apart beside their options; None: every axis that varies.
-    """
-    axes = labels.varying(frame) if axes is None else axes
+def appearance(frame: pd.DataFrame, name: Name) -> dict[str, tuple[str, str]]:
+    """What ``name`` calls the points -> colour and marker, the same in every figure."""
     rows = [row for row in labels.rows(frame) if not is_reference(row)]
-    names = sorted({labels.grid(row, axes) for row in rows if row["status"] == "ok"})
+    names = sorted({name(row) for row in rows if row["status"] == "ok"})
     return {
         name: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)
     }
@@ -132,7 +134,7 @@ def front_figure(
     x_label: str,
     y: str,
     looks: dict[str, tuple[str, str]],
-    names: Sequence[str],
+    name: Name,
     title: str,
 ) -> Figure:
     """Quality against cost: filled on the front, hollow when tied, faint when dominated."""
@@ -151,21 +153,21 @@ def front_figure(
     best = sorted((row[x], row[y]) for row, mark in points if mark == "front")
     where: Literal["pre", "post"] = "pre" if higher else "post"
     axes.step(*zip(*best, strict=True), where=where, color=FAINT, lw=0.9, zorder=1)
-    present = [(labels.grid(row, names), mark) for row, mark in points]
+    present = [(name(row), mark) for row, mark in points]
     looks = looks if len(looks) <= len(PALETTE) else _told_apart(present)
     crowd = len(points) > MOST_POINTS
-    for (row, mark), (name, _) in zip(points, present, strict=True):
+    for (row, mark), (own, _) in zip(points, present, strict=True):
         if not crowd or mark == "front":
-            _point(axes, row, mark, x, y, looks[name])
+            _point(axes, row, mark, x, y, looks[own])
     if crowd:
-        _cloud(axes, points, x, y, [looks[name] for name, _ in present])
-    shown = {name for name, _ in present}
+        _cloud(axes, points, x, y, [looks[own] for own, _ in present])
+    shown = {own for own, _ in present}
     called = labels.short([n for n in looks if n in shown and looks[n] != OTHERS])
     others = len(shown) - len(called)
     if others:
         axes.plot([], [], OTHERS[1], color=OTHERS[0], ms=4, ls="", label=f"{others} others")
-    for name, text in called.items():
-        color, marker = looks[name]
+    for own, text in called.items():
+        color, marker = looks[own]
         axes.plot([], [], marker, color=color, ms=4, ls="", label=text)
     if any(mark == "tied" for _, mark in points):
         axes.plot([], [], "o", mfc="none", mec=INK, ms=4, ls="", mew=0.8, label="tied")

@@ -61,7 +61,7 @@ def latex(written: Sequence[Written]) -> str:
         section = made.section
         parts.append(f"\\setcounter{{section}}{{{section.number - 1}}}")
         parts.append(f"\\section{{{tex(section.title)}}}")
-        parts.append(fine(section.question) + "\\par")
+        parts.append(f"{{\\interlinepenalty10000 {fine(section.question)}\\par}}")
         for command, cost in section.commands:
             said = f" {fine(cost)}." if cost else ""
             parts.append(f"\\nopagebreak{{\\small\\texttt{{{tex(command)}}}{said}\\par}}")

@@ -81,9 +81,11 @@ class Front:
     caption: str
     kind: Literal["front"]
     x: str = "file_mib"
+    series: tuple[str, ...] = ("approach",)
     label: str | None = None
     where: Mapping[str, Any] = field(default_factory=dict)
     records: tuple[str, ...] = ()
+    names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     width: Width = "column"
 
 

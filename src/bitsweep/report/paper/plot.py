@@ -19,12 +19,10 @@ from bitsweep.report.frame import whole
 from bitsweep.report.labels import Row, missing
 from bitsweep.report.paper.language import Drawn, Figure, Front, Heatmap, Lines
 from bitsweep.report.paper.pivot import called
-from bitsweep.report.paper.select import Chosen, choose, known_column, number, ordered
+from bitsweep.report.paper.select import Chosen, choose, known_column, number, ordered, words
 from bitsweep.report.style import COLUMN_IN, FAINT, MARKERS, PALE, PALETTE, TEXT_IN, slug
 from bitsweep.report.tables import heat, primaries
 
-CHAINED = ("transforms", "recover", "input", "kv")
-"""Axes that tell the methods of a front apart, beside their options."""
 DASHES = ("-", "--", ":", "-.")
 
 
@@ -67,13 +65,15 @@ def _by_model(
         what = f"change of perplexity ({own[model].partition('/')[2]}), %"
         drawing = heatmap.draw(heat(rows), f"{title}: {what}" if title else what)
     else:
-        known_column(f"{where}.x", figure.x, part)
+        for column in (figure.x, *figure.series):
+            known_column(where, column, part.assign(**words({})))
         label = figure.label or figures.SPEED_AXIS.get(figure.x) or called(figure.x)
-        looks, names = (
-            figures.appearance(part),
-            [axis for axis in labels.varying(part) if axis in CHAINED],
-        )
-        drawing = figures.front_figure(rows, figure.x, label, own[model], looks, names, title)
+
+        def name(row: Row) -> str:
+            return _series(figure, {**row, **words(row)})
+
+        looks = figures.appearance(part, name)
+        drawing = figures.front_figure(rows, figure.x, label, own[model], looks, name, title)
     yield Picture(end, drawing, ids)
 
 
@@ -109,7 +109,7 @@ def _looks(chosen: Chosen, figure: Lines) -> dict[str, dict[str, Any]]:
     }
 
 
-def _series(figure: Lines, row: Row) -> str:
+def _series(figure: Lines | Front, row: Row) -> str:
     words = []
     for column in figure.series:
         value = row.get(column)

@@ -99,8 +99,7 @@ def choose(
     references: list[dict[str, Any]] = []
     seen: set[str] = set()
     for given in labels.rows(full):
-        row = {**given, "approach": approach(given), "weights": labels.weights(given)}
-        row["policy_name"] = str(row.get("policy") or "").partition(" ")[0] or None
+        row = {**given, **words(given)}
         name = f"{row['run_id']} {[row.get(k) for k in ('engine', *OF_THE_MODEL[3:])]}"
         if name in seen:
             continue
@@ -135,9 +134,15 @@ def meets(value: Any, wish: Any) -> bool:
     return not missing(value) and str(value) == str(wish)
 
 
-def approach(row: Row) -> str:
-    """``rotate + gptq nf + low_rank``: all that was done, without bits, group and policy."""
-    return labels.grid(row, ("transforms", "recover"))
+def words(row: Row) -> dict[str, Any]:
+    """The cells of :data:`WORDS`: ``rotate + gptq nf + low_rank``, ``nf4g64``, ``budget``."""
+    if not row:
+        return dict.fromkeys(WORDS)
+    return {
+        "approach": labels.grid(row, ("transforms", "recover")),
+        "weights": labels.weights(row),
+        "policy_name": str(row.get("policy") or "").partition(" ")[0] or None,
+    }
 
 
 def _timings(frame: pd.DataFrame) -> pd.DataFrame:
@@ -222,11 +227,12 @@ def better(chosen: Chosen, value: Value) -> str:
 
 def ordered(values: Iterable[Any], column: str, wanted: Mapping[str, Any]) -> list[Any]:
     """The values of a column as they stand: as ``where`` lists them; bits from many to few, other
-    numbers from small to large, words as they come."""
+    numbers from small to large and none last, words as they come."""
     found = list(dict.fromkeys(values))
     wish = wanted.get(column)
     if isinstance(wish, (list, tuple)):
         return sorted(found, key=lambda v: next(i for i, w in enumerate(wish) if meets(v, w)))
-    if all(isinstance(v, (int, float)) for v in found):
-        return sorted(found, reverse=column == "bits")
-    return found
+    numbers = [v for v in found if isinstance(v, (int, float))]
+    if len(numbers) + sum(map(missing, found)) < len(found):
+        return found
+    return [*sorted(numbers, reverse=column == "bits"), *(v for v in found if missing(v))]
