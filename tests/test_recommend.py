@@ -428,3 +428,31 @@ def test_where_speed_was_asked_the_runtime_that_was_timed_decides() -> None:
     row = {"method": "rtn", "engine": "openvino"}
     assert leaving(row, {"a": "w4g64"}).format == "compressed-tensors"
     assert leaving(row, {"a": "w4g64"}, fast=True).format == "openvino"
+
+
+def test_a_time_of_another_machine_is_said_to_be_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [point("rtn", 8, 0.99, 6), point("rtn", 4, 0.97, 3), point("gptq", 4, 0.98, 3)]
+    clocks = [timed(rows[0], 1.2), timed(rows[1], 1.4), timed(rows[2], 1.9, device="server")]
+    store = Store(tmp_path / "two")
+    store.prepare()
+    for record in (FULL, *rows, *clocks):
+        store.put(record, [])
+    code, out = recommended(capsys, "two", "--min-speedup", "1.5", results=tmp_path)
+    assert code == cli.OK
+    assert "1.90 [1.89, 1.91] elsewhere" in out
+    assert "timed on another machine (server, 2 threads)" in out
+
+
+def test_a_record_full_of_markup_is_printed_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = "[bold]<script>[/nope]"
+    store = Store(tmp_path / "odd")
+    store.prepare()
+    for record in (FULL, point("rtn", 4, 0.99, 3, policy=odd)):
+        store.put(record, [])
+    code, out = recommended(capsys, "odd", "--keep", "0.5", results=tmp_path)
+    assert code == cli.OK
+    assert out.count(odd) >= 2

@@ -192,7 +192,7 @@ def _print_one(
         lines.append(("none", what if shown else "no whole model was quantized here"))
         if shown:
             lines += [("relax", line) for line in advice.relax(answer, question.sure)]
-    lines += [("left", line) for line in advice.left_out(answer)]
+    lines += [("others", line) for line in advice.left_out(answer)]
     if shown:
         lines += [("where", line) for line in advice.definitions(answer)]
     if answer.passing:

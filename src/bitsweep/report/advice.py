@@ -21,6 +21,7 @@ BEST = {
     "memory": "the least memory",
 }
 MIB_A_GIB = 1024
+MODEL, FULL = "the 16-bit model's", "full precision's"
 SCORES = ("bleu", "rouge", "acc", "top1")
 """Of which a difference is in points of a hundred."""
 
@@ -40,7 +41,7 @@ def asked(line: Acceptance, answer: Answer) -> list[str]:
     words = []
     for name, share in line.keep.items():
         metrics = answer.case.named(name)
-        words.append(f"keep at least {share:g} of {', '.join(metrics) or name or 'ppl'}")
+        words.append(f"keep at least {share:g} by {', '.join(metrics) or name or 'ppl'}")
     for name, most in line.drop.items():
         one = "" if most.value == 1 else "s"
         unit = " %" if most.relative else f" point{one}" if name.startswith(SCORES) else ""
@@ -49,9 +50,9 @@ def asked(line: Acceptance, answer: Answer) -> list[str]:
     if line.speedup is not None:
         words.append(f"decode at least {line.speedup:g} × bf16")
     if line.memory is not None:
-        words.append(f"memory at most {size(line.memory, 'the 16-bit model’s')}")
+        words.append(f"memory at most {size(line.memory, MODEL)}")
     if line.file is not None:
-        words.append(f"file at most {size(line.file, 'full precision’s')}")
+        words.append(f"file at most {size(line.file, FULL)}")
     return words or ["no limits"]
 
 
@@ -73,6 +74,7 @@ def definitions(answer: Answer) -> list[str]:
     if named_memory(answer):
         found.append("memory = " + "; ".join(named_memory(answer)))
     paired = ", of a quality paired with full precision" if answer.case.primary else ""
+    found.append("× full = file over full precision's")
     found.append(f"[ ] = 95 % interval{paired}")
     return found
 
@@ -111,7 +113,7 @@ def columns(answer: Answer, shown: Sequence[Candidate]) -> list[tuple[str, list[
         ("MiB", [number(c.size.value) for c in shown]),
         ("× full", [number(c.row.get("file_mib.delta"), 3) for c in shown]),
         ("kept [95 %]", [cell(c.quality) for c in shown]),
-        ("decode × bf16", [cell(c.speed, 2) or "no time" for c in shown]),
+        ("decode × bf16", [_time(c) for c in shown]),
     ]
     if all(c.speed.value is None for c in shown):
         made.pop()
@@ -123,6 +125,12 @@ def columns(answer: Answer, shown: Sequence[Candidate]) -> list[tuple[str, list[
             made.append((title, ["?" if v is None else number(v + 0.0, 3) for v in found]))
     made = [(head, cells) for head, cells in made if any(cells)]
     return [*made, ("passes", [_passes(c) for c in shown])]
+
+
+def _time(candidate: Candidate) -> str:
+    """With a word where it is not of the machine that timed most points."""
+    elsewhere = " elsewhere" if estimate.ELSEWHERE in candidate.speed.of else ""
+    return f"{cell(candidate.speed, 2) or 'no time'}{elsewhere}"
 
 
 def _passes(candidate: Candidate) -> str:
@@ -146,7 +154,7 @@ def take(answer: Answer) -> list[str]:
     best = answer.passing[0]
     told = [f"{mib(best.size.value)}"] if best.size.value is not None else []
     if best.quality.value is not None:
-        told.append(f"keeps {cell(best.quality, 4)} of {best.quality.of}")
+        told.append(f"keeps {cell(best.quality, 4)} of the quality, by {best.quality.of}")
     told.append(f"{best.speed.of} {cell(best.speed, 2)}" if best.speed.value else "not timed")
     lines = [f"{best.name}: {', '.join(told)}; {_how_sure(best)}"]
     if best.verdict == "likely":
@@ -240,8 +248,8 @@ def timing(answer: Answer, signatures: Mapping[str, str]) -> str:
     best = answer.passing[0]
     if best.speed.value is None:
         return ""
-    elsewhere = " @ " in best.speed.of
-    place = best.speed.of.partition("bf16")[2].removeprefix(" @ ")
+    elsewhere = estimate.ELSEWHERE in best.speed.of
+    place = best.speed.of.partition(estimate.ELSEWHERE)[2]
     here = f"{best.row.get('device')}, {best.row.get('threads')} threads"
     where = f"another machine ({place})" if elsewhere else here
     shape = Shape.read(signatures.get("decode_vs_bf16", ""))

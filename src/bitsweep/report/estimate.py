@@ -23,6 +23,9 @@ AGREEMENT = ("top1", "bleu_fp", "rouge1_fp", "rouge2_fp", "rougeL_fp")
 """Kinds of metrics that compare with full precision already, whose own value is all there is."""
 DIVERGENCE = ("kl_mean", "kl_median", "kl_p99")
 """Kinds that are 0 for full precision: a distance has no share that is kept."""
+ELSEWHERE = " @ "
+"""Before the device and threads of another machine, in the name of a column."""
+
 SPEED, PEAK, RESIDENT, FILE = "decode_vs_bf16", "decode_peak_mib", "resident_mib", "file_mib"
 
 
@@ -207,7 +210,7 @@ def file(row: Row, relative: bool = False) -> Estimate:
 
 def _elsewhere(row: Row) -> list[str]:
     """`` @ DEVICE, N threads`` of the machines beside the first."""
-    start = f"{SPEED} @ "
+    start = f"{SPEED}{ELSEWHERE}"
     ends = (".lo", ".hi", ".reason")
     return [
         str(name)[len(SPEED) :]
