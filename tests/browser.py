@@ -34,9 +34,9 @@ class Browser:
         assert program is not None
         to_read, self._to = os.pipe()
         self._from, from_write = os.pipe()
-        command = f'exec "$0" "$@" 3<&{to_read} 4>&{from_write}'  # the pipe's numbers are fixed
+        command = f'exec "$0" "$@" 3<&{to_read} 4>&{from_write}'  # the numbers that chromium takes
         self._process = subprocess.Popen(
-            ["sh", "-c", command, program, *FLAGS, f"--user-data-dir={profile}",
+            ["bash", "-c", command, program, *FLAGS, f"--user-data-dir={profile}",
              f"--window-size={width},{height}", "about:blank"],
             pass_fds=(to_read, from_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
@@ -49,7 +49,7 @@ class Browser:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
             "sessionId"
         ]
-        for domain in ("Page", "Runtime", "Network", "Log"):
+        for domain in ("Page", "Runtime", "Network", "Log", "Performance"):
             self.call(f"{domain}.enable")
 
     def _page(self) -> str | None:
@@ -112,11 +112,14 @@ class Browser:
         raise AssertionError(f"not within {seconds} s: {what}")
 
     def click(self, selector: str) -> None:
-        """With the real pointer, in the middle of the element."""
+        """With the real pointer, in the middle of the element, once it stands still."""
+        find = f"document.querySelector({json.dumps(selector)})"
         box = self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); "
-            "e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect(); "
-            "return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+            f"(async () => {{ {find}.scrollIntoView({{block: 'center'}}); let was = null; "
+            "for (;;) { await new Promise(r => requestAnimationFrame(() => setTimeout(r, 30))); "
+            f"const b = {find}.getBoundingClientRect(); "
+            "const now = [b.x + b.width / 2, b.y + b.height / 2]; "
+            "if (was && was[0] === now[0] && was[1] === now[1]) return now; was = now; } })()"
         )
         self.press_at(*box)
 
@@ -130,6 +133,11 @@ class Browser:
             more = {"text": text} if text and kind == "keyDown" else {}
             self.call("Input.dispatchKeyEvent", type=kind, key=name, code=name,
                       windowsVirtualKeyCode=code, **more)  # fmt: skip
+
+    def seconds(self) -> float:
+        """CPU time of the tab's process so far: what else the machine does is not in it."""
+        found = self.call("Performance.getMetrics")["metrics"]
+        return float(next(m["value"] for m in found if m["name"] == "ProcessTime"))
 
     def size(self, width: int, height: int) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height,

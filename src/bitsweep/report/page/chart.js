@@ -6,11 +6,14 @@ const OTHERS = -1, MOST_DOTS = 2500, MOST_INTERVALS = 60;
 const paint = k => k === OTHERS ? (dark() ? "#7d868f" : "#8A8A8A") : (dark() ? DARK : LIGHT)[k];
 let drawn = null;  // what stands in the chart now, for hover and zoom
 
+let names = null;
+const allNames = () => names ??= distinct(data.columns.name.i.filter((_, i) => measured(i) && !reference(i))).map(k => data.columns.name.v[k]).sort();
+
 // name -> index of its colour and symbol: those of the figures where eyes can tell them apart, else
 // the names most on the front get one, the others are grey.
 function looks(points, marks) {
-  const present = distinct(points.map(i => cell("name", i))), every = Object.keys(data.looks).sort();
-  if (every.length <= LIGHT.length) return new Map(present.map(n => [n, Math.max(0, LIGHT.indexOf(data.looks[n] && data.looks[n][0]))]));
+  const present = distinct(points.map(i => cell("name", i))), every = allNames();
+  if (every.length <= LIGHT.length) return new Map(present.map(n => [n, every.indexOf(n)]));
   const count = new Map(present.map(n => [n, [0, 0, 0]]));
   for (const i of points) count.get(cell("name", i))[[FRONT, TIED, DOMINATED].indexOf(marks.get(i) || DOMINATED)]++;
   const ranked = present.sort((a, b) => { const p = count.get(a), q = count.get(b);
@@ -22,7 +25,7 @@ function looks(points, marks) {
 
 // A ratio to full precision is drawn by the logarithm of its excess, linear below 0.05 %: on a plain
 // axis everything from 4 bits up would lie within a line's width of the reference.
-function scale(metric, base, values) {
+function scale(metric, base, values, phone) {
   if (base !== null && base > 0 && data.metrics[metric].delta === "ratio" && metric.startsWith("ppl")) {
     const up = v => Math.asinh((v / base - 1) * 100 / 0.05), down = u => base * (1 + Math.sinh(u) * 0.05 / 100);
     const ticks = [0, 0.1, 1, 10, 100, 1000, 1e4, 1e6, 1e8];
@@ -30,7 +33,7 @@ function scale(metric, base, values) {
     if (low < base * 0.9995) for (const t of [-0.1, -1, -10, -50]) if (base * (1 + t / 100) > low * 0.98) ticks.push(t);
     ticks.sort((a, b) => a - b);
     return { up, down, axis: { tickvals: ticks.map(t => up(base * (1 + t / 100))),
-      ticktext: ticks.map(t => number(base * (1 + t / 100), 4) + (t ? "  (" + (t > 0 ? "+" : "−") + (Math.abs(t) >= 1e4 ? Math.abs(t).toExponential(0).replace("+", "") : Math.abs(t)) + " %)" : "")) } };
+      ticktext: ticks.map(t => (phone ? "" : number(base * (1 + t / 100), 4)) + (phone && !t ? "0" : t ? "  (" + (t > 0 ? "+" : "−") + (Math.abs(t) >= 1e4 ? Math.abs(t).toExponential(0).replace("+", "") : Math.abs(t)) + " %)" : "")) } };
   }
   if (/^(kl|weight_error|output_error|hidden_error)/.test(metric) && values.every(v => v > 0)) return { up: v => v, down: v => v, axis: { type: "log", exponentformat: "power" } };
   return { up: v => v, down: v => v, axis: {} };
@@ -39,15 +42,15 @@ function scale(metric, base, values) {
 const frameOf = () => ({ paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("--ink"), family: "system-ui, sans-serif", size: 12 },
   modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--accent") }, hoverlabel: { align: "left", bgcolor: css("--card"), bordercolor: css("--soft"), font: { color: css("--ink"), size: 12 } } });
 const gridOf = () => ({ gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true });
-const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], toImageButtonOptions: { format: "svg", filename: "front" } };
+const CONFIG = { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]], toImageButtonOptions: { format: "svg", filename: "front" } };
+
+const hasChart = () => view.x in data.metrics && view.y in data.metrics && view.all.some(i => !reference(i) && partOf(i) === null && value(view.x, i) !== null && value(view.y, i) !== null);
 
 function chart() {
-  $("chart-section").hidden = !data.y.length && !data.x.length;
-  if ($("chart-section").hidden) return;
   const { x, y } = view, marks = view.marks, model = state.model;
   const points = view.rows.filter(i => !reference(i) && measured(i) && value(x, i) !== null && value(y, i) !== null && marks.has(i));
   const baseY = base(model, y), baseX = data.metrics[x].delta === "ratio" || x.startsWith("decode_vs") ? base(model, x) : null;
-  const s = scale(y, baseY, points.map(i => value(y, i)));
+  const phone = innerWidth < 700, s = scale(y, baseY, points.map(i => value(y, i)), phone);
   const kept = points.filter(i => marks.get(i) !== DOMINATED), faint = points.filter(i => marks.get(i) === DOMINATED);
   const look = looks(points, marks), showIntervals = kept.length <= MOST_INTERVALS;
   drawn = { x, y, s, faint, look, size: points.length > 600 ? 7 : 9 };
@@ -56,7 +59,6 @@ function chart() {
   traces.push({ x: best.map(i => value(x, i)), y: best.map(i => s.up(value(y, i))), mode: "lines", hoverinfo: "skip",
     line: { color: css("--soft"), width: 1.5, shape: data.metrics[x].better === "higher" ? "vh" : "hv" } });
   traces.push(dots(thin(faint, null), 0.4), dots(kept, 1, showIntervals));
-  const phone = innerWidth < 700;
   const layout = { ...frameOf(), showlegend: false, hovermode: "closest", margin: { l: 60, r: 14, t: 26, b: 48 },
     xaxis: { ...gridOf(), title: { text: escape(titleOf(x)) }, ...(points.some(i => value(x, i) > 0) && spread(points.map(i => value(x, i))) > 60 ? { type: "log", exponentformat: "power" } : {}) },
     yaxis: { ...gridOf(), title: { text: escape(titleOf(y)), standoff: 10 }, ...s.axis },
@@ -69,7 +71,7 @@ function chart() {
     if (layout.yaxis.type === "log" && baseY <= 0) layout.shapes = layout.annotations = [];
   }
   if (baseX !== null && x.startsWith("decode_vs")) layout.shapes.push({ type: "line", yref: "paper", y0: 0, y1: 1, x0: 1, x1: 1, line: { ...dotted, width: 1 } });
-  if (phone) layout.yaxis.title.font = { size: 11 };
+  if (phone) Object.assign(layout.yaxis, { tickfont: { size: 10.5 }, title: { text: escape(titleOf(y)), standoff: 4, font: { size: 11 } } });
   drawn.type = layout.yaxis.type || "linear";
   Plotly.react($("chart"), traces, layout, CONFIG);
   if (!$("chart").dataset.wired) wire();

@@ -22,7 +22,7 @@ const measured = i => cell("status", i) === "ok";
 const reference = i => data.columns.reference[i] === 1;
 const partOf = i => cell("only", i);
 
-const HEADS = { name: "method", label: "point", front: "front", group: "group", only: "part alone", "experiment": "experiment" };
+const HEADS = { name: "method", full: "method", label: "point", only: "part alone", accepted: "accepted", acceptance: "acceptance line", id: "run_id", group_size: "group size" };
 
 // What a number is worth: the paired interval where there is one, else its own. null where none.
 function interval(metric, i) {

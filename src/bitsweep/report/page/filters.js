@@ -33,7 +33,7 @@ function filters() {
   const focused = document.activeElement && document.activeElement.closest("#filters") ? document.activeElement.closest("fieldset").querySelector("legend").textContent + "|" + document.activeElement.textContent : null;
   const open = $("filters").querySelector("details")?.open;
   const one = models();
-  const main = SIDES.map(axis => axis !== "model" ? facet(axis) : one.length < 2 ? null :
+  const main = [...SIDES, ...(accepting() ? ["accepted"] : [])].map(axis => axis !== "model" ? facet(axis) : one.length < 2 ? null :
     field("model", one.map(m => chip(m, m === state.model, () => goTo({ model: m, facets: kept(m) })))));
   const rest = data.axes.filter(axis => !SIDES.includes(axis) && !["group_size", "misfit", "label"].includes(axis)).map(facet).filter(Boolean);
   const pressed = Object.keys(state.facets).some(axis => !SIDES.includes(axis));

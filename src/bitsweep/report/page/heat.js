@@ -1,6 +1,6 @@
 // Method × bits: the change to full precision, a panel for each policy and group.
-const PANELS = 8;
-let openPanels = PANELS;
+const PANELS = 8, LINES = 60;
+let most = { panels: PANELS, lines: LINES };
 
 function shade(change, better) {
   const worse = better === "higher" ? -change : change;
@@ -8,7 +8,8 @@ function shade(change, better) {
   return "rgb(" + far.map(c => Math.round(247 + (c - 247) * t)).join(",") + ")";
 }
 
-const heatMetrics = () => Object.keys(data.metrics).filter(m => data.metrics[m].delta && data.metrics[m].better !== "none");
+// Of a text or a task: a size or a time has its own section.
+const heatMetrics = () => Object.keys(data.metrics).filter(m => m.includes("/") && data.metrics[m].delta && data.metrics[m].better !== "none");
 const heatMetric = () => state.heat || data.primaries[state.model] || data.heat || heatMetrics()[0];
 const inHeat = i => !reference(i) && cell("bits", i) !== null && partOf(i) === null && cell("method", i) !== "full_precision";
 
@@ -23,10 +24,10 @@ function heat() {
   fill($("heat"), names, names.map(titleOf), metric);
   const panels = new Map();
   for (const i of rows) { const key = [cell("policy", i) || "", cell("misfits", i) ? cell("misfit", i) || "" : "", cell("group", i) || ""].filter(Boolean).join(", "); panels.set(key, [...(panels.get(key) || []), i]); }
-  const filled = [...panels].filter(([, own]) => own.some(i => value(metric, i, "d") !== null));
-  const shown = filled.slice(0, openPanels).map(([key, own]) => panel(key, own, metric));
-  const rest = filled.length - openPanels;
-  if (rest > 0) shown.push(make("button", { type: "button", text: "show " + plural(rest, "more panel"), onclick: () => { openPanels = Infinity; heat(); } }));
+  const filled = [...panels].filter(([, own]) => own.some(i => value(metric, i, "d") !== null || !measured(i)));
+  const shown = filled.slice(0, most.panels).map(([key, own]) => panel(key, own, metric));
+  const all = () => { most = { panels: Infinity, lines: Infinity }; heat(); };
+  if (filled.length > most.panels || shown.some(made => made.dataset.cut)) shown.push(make("button", { type: "button", text: "show all " + plural(filled.length, "panel") + " and methods", onclick: all }));
   $("maps").replaceChildren(...shown);
   $("maps-said").textContent = "";
 }
@@ -36,8 +37,8 @@ function panel(title, rows, metric) {
   const byName = new Map();
   for (const i of rows) { const name = cell("name", i); if (!byName.has(name)) byName.set(name, new Map()); const own = byName.get(name), b = cell("bits", i); own.set(b, [...(own.get(b) || []), i]); }
   const head = make("tr", {}, make("th", { text: "" }), ...bits.map(b => make("th", { scope: "col", text: b + (b === 1 ? " bit" : " bits") })));
-  const lines = [...byName].map(([name, own]) => make("tr", {}, make("th", { scope: "row", class: "left", text: name, title: name }), ...bits.map(b => make("td", {}, spot(own.get(b) || [], name, b, metric)))));
-  return make("div", { class: "wide" }, make("table", {}, make("caption", { text: title || "all" }), make("thead", {}, head), make("tbody", {}, ...lines)));
+  const lines = [...byName].slice(0, most.lines).map(([name, own]) => make("tr", {}, make("th", { scope: "row", class: "left", text: name, title: name }), ...bits.map(b => make("td", {}, spot(own.get(b) || [], name, b, metric)))));
+  return make("div", { class: "wide", "data-cut": byName.size > most.lines }, make("table", {}, make("caption", { text: title || "all" }), make("thead", {}, head), make("tbody", {}, ...lines)));
 }
 
 function spot(rows, name, b, metric) {

@@ -1,31 +1,40 @@
 // A change draws what is in sight; the rest waits until it is scrolled to.
 const PARTS = [
-  ["chart-section", chart, null], ["best-section", best, null], ["maps-section", heat, hasHeat], ["bars-section", bars, hasBars],
+  ["chart-section", chart, hasChart], ["best-section", best, null], ["maps-section", heat, hasHeat], ["bars-section", bars, hasBars],
   ["depth-section", depth, hasDepth], ["times-section", times, hasTimes], ["table-section", table, null], ["missing-section", missing, null],
 ].map(([id, draw, has]) => ({ id, draw, has, due: true, near: false }));
-const NOW = new Set(["best-section", "table-section", "missing-section"]);  // of these it is cheap, and find-in-page sees them
+const LATER = new Set([chart, bars, depth]);  // need plotly; their height is known before they are drawn
+
+let sight = null;  // what the parts but table and panel depend on
 
 function draw() {
   dress();
   view = look();
   filters();
+  const facets = Object.entries(state.facets).map(([axis, set]) => [axis, ...set]);
+  const now = JSON.stringify([state.model, facets, state.words, state.scope, state.heat, state.bars, state.by, view.x, view.y, dark(), innerWidth < 700]);
+  const same = now === sight;
+  sight = now;
   $("x").value = view.x; $("y").value = view.y; $("scope").value = state.scope;
   for (const part of PARTS) {
+    if (same && part.draw !== table) continue;
     if (part.has) $(part.id).hidden = !part.has();
     part.due = true;
-    if (part.near || NOW.has(part.id)) settle(part);
+    if (part.near || !LATER.has(part.draw)) settle(part);
   }
   showPanel();
+  if (same && drawn) overlay();
 }
 
 function settle(part) {
-  if (!part.due || (part.has && $(part.id).hidden) || (!window.Plotly && [chart, bars, depth].includes(part.draw))) return;
+  if (!part.due || (part.has && $(part.id).hidden) || (!window.Plotly && LATER.has(part.draw))) return;
   part.due = false;
   part.draw();
 }
 
 async function begin() {
   data = JSON.parse(await unpack("data"));
+  Object.assign(data.columns, { accepted: data.acceptance.passes, acceptance: data.acceptance.text });
   $("title").textContent = data.title; $("question").textContent = data.question;
   document.title = data.title;
   for (const line of data.small) $("footer").append(make("div", { text: line }));
@@ -42,6 +51,7 @@ async function begin() {
   addEventListener("popstate", () => { state = read(); draw(); });
   addEventListener("keydown", event => { if (event.key === "Escape" && state.row !== null) closeRow(); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  matchMedia("(max-width: 700px)").addEventListener("change", draw);
   addEventListener("beforeprint", () => PARTS.forEach(settle));
   $("failure").remove();
   draw();

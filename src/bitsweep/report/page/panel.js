@@ -30,29 +30,40 @@ function showPanel() {
         cell("model", i) + ", " + cell("experiment", i))),
       make("button", { type: "button", text: "close", "aria-label": "close this point", onclick: closeRow })),
     ...(cell("reason", i) ? [make("p", { class: "failure", text: cell("reason", i) })] : []),
-    ...metricsOf(i), ...againOf(i), ...planOf(i), ...saidOf(i), ...configOf(i), ...madeOf(i));
+    ...acceptedOf(i), ...metricsOf(i), ...againOf(i), ...planOf(i), ...saidOf(i), ...configOf(i), ...madeOf(i));
   panel.scrollTop = same ? scroll : 0;
 }
 
 const heading = text => make("h3", { text });
 const list = pairs => make("dl", {}, ...pairs.flatMap(([k, v]) => [make("dt", { text: k }), make("dd", { text: v })]));
 
+const two = (text, ends) => make("td", { class: "number", text }, ...(ends ? [make("small", { text: ends })] : []));
+
 function metricsOf(i) {
   const signatures = data.signatures.of[cell("model", i)] || {}, lines = [];
-  for (const m of Object.keys(data.metrics)) {
+  for (const m of distinct([view.y, view.x, ...data.begin, ...Object.keys(data.metrics)])) {
+    if (!(m in data.metrics)) continue;
     const v = value(m, i), why = reason(m, i);
     if (v === null && !why) continue;
     const lo = value(m, i, "lo"), hi = value(m, i, "hi"), unit = data.metrics[m].unit;
     const name = make("td", { class: "left" });
     if (m in signatures) name.append(make("details", {}, make("summary", { text: titleOf(m) }), make("code", { text: data.signatures.texts[signatures[m]] })));
     else name.textContent = titleOf(m);
-    lines.push(make("tr", {}, name, ...(v === null ? [make("td", { class: "left", colspan: 3, text: why })] : [
-      make("td", { class: "number", text: number(v, 6) + (unit && !titleOf(m).includes(unit) ? " " + unit : "") }), make("td", { class: "number soft", text: lo === null ? "" : "[" + number(lo, 4) + ", " + number(hi, 4) + "]" }), make("td", { text: changeText(m, i) })])));
+    lines.push(make("tr", {}, name, ...(v === null ? [make("td", { class: "left", colspan: 2, text: why })] : [
+      two(number(v, 6) + (unit && !titleOf(m).includes(unit) ? " " + unit : ""), lo === null ? "" : "[" + number(lo, 4) + ", " + number(hi, 4) + "]"),
+      two(...changeText(m, i).split(/ (?=\[)/))])));
   }
   if (!lines.length) return [];
-  const head = make("tr", {}, ...["metric", "value", "95 %", "Δ to full precision"].map((text, k) => make("th", { scope: "col", text, class: k ? null : "left" })));
+  const head = make("tr", {}, ...["metric", "value [95 %]", "Δ to full precision [95 %]"].map((text, k) => make("th", { scope: "col", text, class: k ? null : "left" })));
   return [heading("metrics; opening one shows how it was measured"), make("table", {}, make("thead", {}, head), make("tbody", {}, ...lines)),
     ...(data.trimmed ? [make("p", { class: "soft", text: "Intervals of values that have a paired change are left out of so large a page." })] : [])];
+}
+
+function acceptedOf(i) {
+  const said = Object.entries(data.acceptance.parts).map(([name, part]) => [name, at(part.said, i), at(part.reason, i)]).filter(([, verdict]) => verdict);
+  if (!said.some(([, verdict]) => verdict !== "?")) return [];
+  return [make("details", { class: "section" }, make("summary", {}, make("b", { text: "Acceptance" }), " " + (cell("acceptance", i) || "")),
+    make("p", { class: "soft", text: "The line of the source articles: " + data.acceptance.line + "." }), list(said.map(([name, verdict, why]) => [name + " " + verdict, why || ""])))];
 }
 
 function commandBox(text, label) {

@@ -12,22 +12,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from bitsweep.report import labels
-from bitsweep.report.figures import appearance
+from bitsweep.report import acceptance, labels
 from bitsweep.report.frame import references
-from bitsweep.report.style import MARKERS
 from bitsweep.report.tables import metrics, primaries, primary, speed_metric
 from bitsweep.timing import SUFFIX
-from bitsweep.tracking.flat import plain
+from bitsweep.tracking.flat import plain as shown
 
-SYMBOLS = dict(
-    zip(
-        MARKERS,
-        ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "hexagon"),
-        strict=True,
-    )
-)
 TITLES = {
     "file_mib": "file, MiB",
     "bits_per_weight": "bits per weight",
@@ -83,9 +75,11 @@ def of(frame: pd.DataFrame) -> dict[str, Any]:
     names = measured(frame)
     x, y = axes(frame)
     quality = primary(frame)
-    ends = _ends(frame, names)
     known: Mapping[str, Mapping[str, str | None]] = frame.attrs["metrics"]
     config = configuration(frame)
+    plain = frame.copy(deep=False)
+    plain.attrs = {}  # pandas copies them for each column that is looked at
+    ends = _ends(plain, names)
     return {
         "count": len(frame),
         "metrics": {
@@ -97,18 +91,18 @@ def of(frame: pd.DataFrame) -> dict[str, Any]:
             }
             for name in names
         },
-        "numbers": {name: _numbers(frame, name, ends) for name in names},
-        "reasons": _reasons(frame, names),
+        "numbers": {name: _numbers(plain, name, ends) for name in names},
+        "reasons": _reasons(plain, known),
         "signatures": _signatures(frame, names),
         "columns": _columns(frame, config),
         "config": config,
+        "acceptance": _accepted(frame),
         "axes": _axis_names(frame),
         "x": x,
         "y": y,
         "heat": quality or "",
         "primaries": primaries(frame),
         "begin": [*x, *y[:1], *[name for name in y if name.startswith("kl_mean")][:1]],
-        "looks": {n: (color, SYMBOLS[m]) for n, (color, m) in appearance(frame).items()},
         "trimmed": "lo" not in ends,
     }
 
@@ -174,28 +168,32 @@ def interned(values: Iterable[Any]) -> dict[str, list[Any]]:
 
 def _columns(frame: pd.DataFrame, config: Sequence[str]) -> dict[str, Any]:
     """The config columns as they are, and what a row is called."""
-    slim = frame[[*dict.fromkeys([*_axis_names(frame), *config, "run_id"])]]
-    rows = labels.rows(slim)
-    varying = labels.varying(frame)
-    found = {name: _column([row.get(name) for row in rows]) for name in config}
+    varying, reference = labels.varying(frame), references(frame)
+    apart = [axis for axis in varying if not axis.endswith("seed")]  # seeds share colour and cell
+    names = [*dict.fromkeys([*_axis_names(frame), *config, "run_id"])]
+    plain = frame[names].copy(deep=False)
+    plain.attrs = {}
+    found = {name: _column(plain[name]) for name in config}
+    rows = labels.rows(plain)
     return found | {
-        "id": [row["run_id"][:DIGITS_OF_ID] for row in rows],
-        "name": interned(labels.grid(row, varying) for row in rows),
+        "id": [run_id[:DIGITS_OF_ID] for run_id in plain["run_id"]],
+        "name": interned(labels.grid(row, apart) for row in rows),
+        "full": interned(labels.grid(row, varying) for row in rows),
         "weights": interned(labels.weights(row) for row in rows),
         "group": interned(labels.group(row.get("group_size")) or None for row in rows),
         "label": interned(str(row.get("label") or row["run_id"]) for row in rows),
-        "reference": [int(value) for value in references(frame)],
+        "reference": [int(value) for value in reference],
     }
 
 
-def _column(values: Sequence[Any]) -> Any:
+def _column(column: pd.Series) -> Any:
     """Numbers as a list, all else interned, without paths of this machine."""
-    numeric = (int, float, np.integer, np.floating)
-    if all(v is None or (isinstance(v, numeric) and not isinstance(v, bool)) for v in values):
-        return [
-            None if v is None else int(v) if float(v).is_integer() else float(v) for v in values
-        ]
-    return interned(v if isinstance(v, bool) or v is None else str(plain(v)) for v in values)
+    if is_numeric_dtype(column) and not is_bool_dtype(column):
+        values = column.to_numpy(dtype=float, na_value=np.nan).tolist()
+        return [None if v != v else int(v) if v.is_integer() else v for v in values]
+    index, known = pd.factorize(column.astype(object))
+    texts = [v if isinstance(v, bool) else str(shown(v)) for v in known]
+    return {"v": texts, "i": index.tolist()}
 
 
 def _ends(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
@@ -220,10 +218,48 @@ def _rounded(column: pd.Series, digits: int) -> list[float | None]:
     return [float(f"{v:.{digits}g}") if v == v else None for v in values]
 
 
-def _reasons(frame: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
+def _accepted(frame: pd.DataFrame) -> dict[str, Any]:
+    """The acceptance line of the source articles: what each row passes of it, and why."""
+    found = acceptance.of(frame)
+    parts = [name for name in found if f"{name}.reason" in found]
+    passes = {True: "yes", False: "no"}
+    sure = zip(found["passes"], found["sure"], found["text"], strict=True)
+    return {
+        "line": _said(acceptance.ARTICLES),
+        "text": interned(text or None for text in found["text"]),
+        "passes": interned(
+            None if not text else "surely" if certain else passes.get(value, "unknown")
+            for value, certain, text in sure
+        ),
+        "parts": {
+            name: {"said": interned(found[name]), "reason": interned(found[f"{name}.reason"])}
+            for name in parts
+        },
+    }
+
+
+def _said(line: acceptance.Acceptance) -> str:
+    """``bleu, rougeL at most 2 points lower; decoding at least 2 × bf16; memory at most half``."""
+    words = [
+        f"{name} at most {most.value:g}{' %' if most.relative else ' points'} lower"
+        for name, most in line.drop.items()
+    ]
+    words += [
+        f"at least {share:g} of {name or 'perplexity'} kept" for name, share in line.keep.items()
+    ]
+    words += [f"decoding at least {line.speedup:g} × bf16"] if line.speedup is not None else []
+    for name, most in (("memory", line.memory), ("file", line.file)):
+        if most is not None:
+            words.append(
+                f"{name} at most {most.value:g}{' of 16 bits' if most.relative else ' MiB'}"
+            )
+    return "; ".join(words)
+
+
+def _reasons(frame: pd.DataFrame, names: Iterable[str]) -> dict[str, Any]:
     """Metric -> why a row has no number of it; also of metrics that no row has."""
     found = {}
-    for name in frame.attrs["metrics"]:
+    for name in names:
         column = f"{name}.reason"
         if column in frame and not _other_shape(name):
             said = [str(v).splitlines()[0] if isinstance(v, str) and v else None for v in

@@ -1,6 +1,11 @@
 // Sensitivity, errors by depth, times, and what has no numbers.
 const MOST_LINES = 24, MOST_NAMES = 25;
-const hasBars = () => data.bars.some(b => b.model === state.model);
+function hasBars() {
+  const groups = data.bars.filter(b => b.model === state.model), own = groups.find(b => b.group === state.bars) || groups[0];
+  if (own) $("bars").style.height = barsHeight(own) + "px";
+  return groups.length > 0;
+}
+const barsHeight = own => 90 + 17 * own.parts.length;
 const hasDepth = () => depthCurves().length > 0;
 const hasTimes = () => data.latency.blocks.some(b => b.model === state.model);
 
@@ -11,11 +16,10 @@ function bars() {
   fill($("bars-by"), kinds, kinds.map(n => own.titles[n]), state.by);
   const by = $("bars-by").value, values = own.values[by], lo = own.lo[by], hi = own.hi[by];
   const error = lo && lo.every(v => v !== null) ? { type: "data", symmetric: false, thickness: 1, color: css("--soft"), array: hi.map((v, i) => v - values[i]), arrayminus: lo.map((v, i) => values[i] - v) } : undefined;
-  const height = 90 + 17 * own.parts.length;
-  $("bars").style.height = height + "px";
+  const height = barsHeight(own);
   Plotly.react($("bars"), [{ type: "bar", orientation: "h", x: values, y: own.parts.map(p => escape(cut(p, 60))), error_x: error, marker: { color: paint(0) }, hovertemplate: "%{y}: %{x:.4g}<extra></extra>" }],
     { ...frameOf(), margin: { l: 60, r: 20, t: 10, b: 40 }, height, xaxis: { ...gridOf(), title: { text: escape(own.titles[by]) + (own.lo[by] ? ", nat per token" : "") } },
-      yaxis: { autorange: "reversed", type: "category", dtick: 1, automargin: true, tickfont: { size: 11 } } }, CONFIG);
+      yaxis: { autorange: "reversed", type: "category", dtick: 1, automargin: true, tickfont: { size: 11 } } }, { ...CONFIG, displayModeBar: false });
   $("bars").setAttribute("aria-label", "bars: " + own.titles[by] + " of each part");
   const known = Object.entries(own.ranks).filter(([, r]) => r !== null);
   $("ranks").textContent = known.length ? "Rank correlation (Spearman) with " + own.titles[own.by] + ": " + known.map(([n, r]) => own.titles[n] + " " + r.toFixed(2)).join(", ") + "." : "";

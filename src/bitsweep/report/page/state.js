@@ -91,5 +91,5 @@ function look() {
 
 const texts = [];
 function text(i) {
-  return texts[i] ??= [cell("label", i), cell("name", i), cell("weights", i), cell("status", i), data.columns.id[i]].join(" ").toLowerCase();
+  return texts[i] ??= [cell("label", i), cell("full", i), cell("weights", i), cell("status", i), data.columns.id[i]].join(" ").toLowerCase();
 }

@@ -1,19 +1,21 @@
 // All points: any column, sorted by any, and only the rows in sight are in the page.
-const ROW = 29, SPARE = 12, LEFT = new Set(["name", "weights", "policy", "front", "label", "model", "experiment", "status", "reason"]);
+const ROW = 29, SPARE = 12, LEFT = new Set(["full", "weights", "policy", "front", "label", "model", "experiment", "status", "reason"]);
 let sorted = [], shownColumns = [], from = -1;
 
 function columnNames() {
-  const own = ["name", "weights", "group", "front", "label"], accepted = data.config.filter(name => name.startsWith("accept"));
+  const own = ["full", "weights", "group", "front", "label", "accepted", "acceptance"];
   const metrics = Object.keys(data.metrics).flatMap(m => data.metrics[m].delta ? [m, m + " Δ"] : [m]);
-  return distinct([...own, ...accepted, ...data.config, "id", ...metrics]);
+  return distinct([...own, ...data.config, "id", ...metrics]);
 }
 function usualColumns() {
   const several = axis => distinct(view.all.filter(i => !reference(i)).map(i => cell(axis, i))).length > 1;
   const quality = data.primaries[state.model] || data.y[0], begin = data.begin.filter(m => view.all.some(i => value(m, i) !== null));
   const numbers = distinct([...begin.filter(m => data.x.includes(m)), view.x, ...(quality ? [quality] : []), view.y, ...begin]).filter(m => m in data.metrics);
-  return ["name", "weights", "policy", ...(data.columns.experiment.v.length > 1 ? ["experiment"] : []), ...(data.columns.only && several("only") ? ["only"] : []), "front",
-    ...numbers.flatMap(m => data.metrics[m].delta && m !== "file_mib" && m !== "bits_per_weight" ? [m, m + " Δ"] : [m]), ...data.config.filter(name => name === "acceptance")];
+  return ["full", "weights", "policy", ...(data.columns.experiment.v.length > 1 ? ["experiment"] : []), ...(data.columns.only && several("only") ? ["only"] : []), "front",
+    ...numbers.flatMap(m => data.metrics[m].delta && m !== "file_mib" && m !== "bits_per_weight" ? [m, m + " Δ"] : [m]), ...(accepting() ? ["accepted"] : [])];
 }
+// Whether the line has a verdict on any row that is more than a missing number.
+const accepting = () => view.all.some(i => ["surely", "yes", "no"].includes(cell("accepted", i)));
 const headOf = name => name.endsWith(" Δ") ? "Δ " + titleOf(name.slice(0, -2)) : titleOf(name);
 
 function key(name, i) {
@@ -44,14 +46,17 @@ function order(rows) {
   });
 }
 
+// Of a head in two or three lines: its longest word, at least a third of it.
+const widest = head => Math.max(Math.ceil(head.length / 2.5), ...head.split(" ").map(word => word.length)) + 1;
+
 function table() {
   shownColumns = state.columns || usualColumns();
   sorted = order(view.rows);
   const sample = sorted.filter((_, k) => k % Math.ceil(sorted.length / 400) === 0);
-  const widths = shownColumns.map(name => Math.min(46, Math.max(Math.min(18, headOf(name).length + 3), ...sample.map(i => shown(name, i).length)) + 3));
+  const widths = shownColumns.map((name, c) => Math.min(c === 0 && innerWidth < 700 ? 18 : 46, Math.max(widest(headOf(name)), ...sample.map(i => shown(name, i).length)) + 1));
   const [cols, head, body] = $("table").children;
-  cols.replaceChildren(...widths.map(w => make("col", { style: "width:" + (w * 7.2 + 12).toFixed(0) + "px" })));
-  $("table").style.width = widths.reduce((sum, w) => sum + w * 7.2 + 12, 0).toFixed(0) + "px";
+  cols.replaceChildren(...widths.map(w => make("col", { style: "width:" + (w * 7.4 + 22).toFixed(0) + "px" })));
+  $("table").style.width = widths.reduce((sum, w) => sum + w * 7.4 + 22, 0).toFixed(0) + "px";
   $("table").style.minWidth = "100%";
   const focused = document.activeElement?.closest?.("#table thead") ? document.activeElement.dataset.key : null;
   head.replaceChildren(make("tr", {}, ...shownColumns.map(name => {
@@ -71,7 +76,7 @@ function table() {
 const isText = name => data.columns[name] && !Array.isArray(data.columns[name]);
 
 function slice(again = false) {
-  const box = $("scroller"), count = Math.ceil(box.clientHeight / ROW) + 2 * SPARE;
+  const box = $("scroller"), count = Math.ceil(Math.max(box.clientHeight, 640) / ROW) + 2 * SPARE;
   const first = Math.max(0, Math.min(sorted.length - count, Math.floor(box.scrollTop / ROW) - SPARE));
   if (first === from && !again) return;
   from = first;
