@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -80,7 +81,8 @@ class Mlflow:
         """What opens MLflow's page over the database file, or the server."""
         if self._file() is None:
             return f"MLflow: {self.destination()}"
-        return f"MLflow: mlflow ui --backend-store-uri {self.destination()}"
+        page = f"mlflow ui --backend-store-uri {self.destination()}"
+        return f"MLflow: {page}" if _has_page() else f"MLflow: {page} ({_whole()})"
 
     def log(self, record: Record, entry: Entry, say: Say) -> None:
         """One run: columns as parameters, numbers as metrics, a table of layers."""
@@ -207,6 +209,17 @@ class Mlflow:
         """The database file of SQLite."""
         uri = self._uri()
         return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
+def _has_page() -> bool:
+    """Whether the page's files are installed; the small package has none."""
+    found = find_spec("mlflow")
+    places = found.submodule_search_locations if found else None
+    return any(Path(place, "server/js/build").is_dir() for place in places or ())
+
+
+def _whole() -> str:
+    return f"where mlflow=={version('mlflow-skinny')} is installed whole"
 
 
 def shown(value: str | int | float | bool) -> str:
