@@ -15,7 +15,7 @@ from bitsweep.report.sensitivity import TRUTHS, parts, score
 from bitsweep.report.style import COLUMN_IN, INK, MARKERS, PALE, PALETTE, slug
 from bitsweep.report.tables import primary
 
-MOST_WAYS = 8
+MOST_WAYS = 4
 """Figures of parts quantized alone; the table of sensitivities has all of them."""
 
 DASHES = ("-", "--", ":", "-.")

@@ -21,7 +21,7 @@ MOST_ROWS = 10
 """Methods that a heat map one column wide has room for."""
 
 
-MOST_LINES = 90
+MOST_LINES = 50
 """Methods of all panels that a page has room for; the table has the others."""
 
 
