@@ -282,9 +282,15 @@ def test_every_name_is_one_that_a_record_of_the_experiment_publishes(name):
     looked_up = named(made.report.spec).union(*(named(view.spec) for view in made.workspaces))
     assert looked_up >= {"config:method", "config:policy", "summary:file_mib"} or name == "latency"
     assert looked_up <= known
-    for front in panels([made.report.spec, *(v.spec for v in made.workspaces)], "Scatter Plot"):
-        axes = {front["xAxis"], front["yAxis"]}
-        assert any(axes <= {f"summary:{n}" for n in flat.numbers(record)} for record in found)
+    specs = [made.report.spec, *(view.spec for view in made.workspaces)]
+    together = [{front["xAxis"], front["yAxis"]} for front in panels(specs, "Scatter Plot")]
+    together += [
+        {column["accessor"].removesuffix(".value") for column in parallel["columns"]}
+        for parallel in panels(specs, "Parallel Coordinates Plot")
+    ]
+    by_record = [published([record]) for record in found if record.status == "ok"]
+    for axes in together:  # a panel joins nothing: one run must have them all
+        assert any(axes <= names for names in by_record)
 
 
 def test_the_file_read_by_the_librarys_own_models_is_the_same_view(tmp_path):

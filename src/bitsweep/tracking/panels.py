@@ -258,9 +258,10 @@ def _columns(block: Block) -> list[str]:
     """The columns of the table of runs, as W&B writes them."""
     names = [*block.numbers, *([block.speed] if block.speed else [])]
     metrics = [name for axis in names for name in (axis.name, axis.delta) if name]
+    hardware = ("engine", "threads") if block.engines else ()
     return [
         "run:displayName",
-        *(f"config:{name}.value" for name in block.grid),
+        *(f"config:{name}.value" for name in dict.fromkeys((*block.grid, *hardware))),
         *(f"summary:{name}" for name in dict.fromkeys(metrics)),
     ]
 

@@ -147,6 +147,7 @@ def _block(title: str, records: Sequence[Record], table: pd.DataFrame) -> Block:
     hardware = _hardware(timed)
     main = [r for r in timed if _placed(r) == hardware[0]]
     front = _front(whole if quantized else records, main, table, line=quantized > 0)
+    quality = [r for r in whole if r.kind == "quality"]
     return Block(
         title=title,
         experiments=tuple(sorted({r.experiment for r in records})),
@@ -155,7 +156,7 @@ def _block(title: str, records: Sequence[Record], table: pd.DataFrame) -> Block:
         without={"policy": _values([r for r in records if r.point_id in parts], "policy")}
         if parts and quantized
         else {},
-        grid=(*GRID, *_axes(records, timed, table)),
+        grid=(*GRID, *_axes(main if front and front.kind == "timing" else quality, table)),
         front=front,
         numbers=(front.x, front.y) if front else _costs(records),
         speed=_axis(timed, speed) if speed is not None and timed else None,
@@ -165,12 +166,11 @@ def _block(title: str, records: Sequence[Record], table: pd.DataFrame) -> Block:
     )
 
 
-def _axes(records: Sequence[Record], timed: Sequence[Record], table: pd.DataFrame) -> Iterable[str]:
-    """Published columns beside GRID of which this model has several values."""
-    published = flat.config(records[0])
-    yield from (a for a in labels.varying(table) if a in published and a not in GRID)
-    for name in ("engine", "threads"):
-        if len({flat.config(r).get(name) for r in timed}) > 1:
+def _axes(records: Sequence[Record], table: pd.DataFrame) -> Iterable[str]:
+    """Columns beside GRID of which these runs, one front's, have several values."""
+    columns = [flat.config(record) for record in records]
+    for name in (*labels.varying(table), "engine"):
+        if name not in GRID and len({row[name] for row in columns if name in row}) > 1:
             yield name
 
 
