@@ -168,7 +168,8 @@ def run(*overrides: str) -> list[Record]:
     """
     from bitsweep.sweep import Session
 
-    return Session().single(job(compose(overrides), command_line("run", overrides)))
+    session = Session()
+    return session.single(session.settle(job(compose(overrides), command_line("run", overrides))))
 
 
 def command_line(verb: str, overrides: Sequence[str]) -> str:

@@ -167,16 +167,18 @@ def execute(
     store: Store,
     force: bool = False,
     progress: Progress | None = None,
+    prepared: Prepared | None = None,
 ) -> list[Record]:
     """Run what is missing of ``point`` and keep it; a point that fails or is refused is a row too.
 
-    Returns the point's Records, those found on disk included.
+    ``prepared`` is what :func:`prepare` made of it, where that is known already. Returns the
+    point's Records, those found on disk included.
 
     Raises:
         UserError: what is wrong shows only with the weights at hand; the row is kept as failed.
     """
     try:
-        prepared = prepare(point, artifacts)
+        prepared = prepared or prepare(point, artifacts)
     except Refused as reason:
         record = refused_record(point, str(reason))
         store.put(record, [])

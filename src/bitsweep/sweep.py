@@ -225,25 +225,31 @@ class Session:
 
         hydra = HydraConfig.get()
         overrides = [str(item) for item in hydra.overrides.task]
+        for candidate in self.candidates:
+            if candidate.overrides == overrides:
+                return self.execute(candidate)
         values = OmegaConf.to_container(task_config, resolve=True)
         taken = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
         assert isinstance(values, dict)
         plain = {str(key): value for key, value in values.items()}
-        return self.execute(config.parse(plain, taken, command_line("run", typed(overrides))))
+        job = config.parse(plain, taken, command_line("run", typed(overrides)))
+        return self.execute(Candidate(overrides, job, "run"))  # another sweeper's: not surveyed
 
-    def execute(self, job: Job) -> Outcome:
+    def execute(self, candidate: Candidate) -> Outcome:
         """Run the missing Records of one valid point, mirror them, print its line."""
         from bitsweep.run import execute
 
+        job, label = candidate.job, candidate.label
         _set_threads(job)
-        label = title(job)
         store = Store(job.point.folder)
-        new = self._missing(job, store)
+        prepared = candidate.prepared or self._prepared(job)
+        run_ids = () if prepared is None else prepared.run_ids.values()
+        new = {run_id for run_id in run_ids if job.force or not store.done(run_id)}
         started = time.perf_counter()
         self.progress.start(label)
         try:
             records = execute(
-                job.point, self.artifacts, store, job.force, progress=self.progress.stage
+                job.point, self.artifacts, store, job.force, self.progress.stage, prepared
             )
             outcome = Outcome(label, records, time.perf_counter() - started)
         except UserError as mistake:
@@ -256,17 +262,16 @@ class Session:
         self.progress.end(outcome, time.perf_counter() - started)
         return outcome
 
-    def single(self, job: Job) -> list[Record]:
-        """One point by itself: its Records.
+    def single(self, candidate: Candidate) -> list[Record]:
+        """One point by itself, as :meth:`settle` found it: its Records.
 
         Raises:
             UserError: also for a point that can not exist, of which nothing is written.
         """
-        candidate = self.settle(job)
         if candidate.fate == "refused":
             raise UserError(candidate.reason)
-        Store(job.point.folder).prepare()
-        outcome = self.execute(job)
+        Store(candidate.job.point.folder).prepare()
+        outcome = self.execute(candidate)
         if outcome.error is not None:
             raise UserError(outcome.error)
         return outcome.records
@@ -292,15 +297,13 @@ class Session:
     def failed(self) -> list[Outcome]:
         return [outcome for outcome in self.outcomes if outcome.failed]
 
-    def _missing(self, job: Job, store: Store) -> set[str]:
-        """The run_ids that this launch will measure."""
+    def _prepared(self, job: Job) -> Prepared | None:
         from bitsweep.run import prepare
 
         try:
-            run_ids = prepare(job.point, self.artifacts).run_ids.values()
+            return prepare(job.point, self.artifacts)
         except (Refused, UserError):
-            return set()  # execute says what is wrong
-        return {run_id for run_id in run_ids if job.force or not store.done(run_id)}
+            return None  # execute says what is wrong
 
     def _mirror(self, job: Job) -> tracking.Mirrors:
         folder = job.point.folder

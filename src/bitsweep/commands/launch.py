@@ -105,11 +105,9 @@ def _single(overrides: list[str], config_dir: str | None, argv: list[str]) -> in
     session = Session()
     try:
         candidate = session.settle(wanted)
-        if candidate.fate == "refused":
-            raise UserError(candidate.reason)
         if candidate.fate == "done":
             print("measured before: force=true measures it again")
-        session.single(wanted)
+        session.single(candidate)
     except KeyboardInterrupt:
         session.progress.close()
         print("stopped; nothing of this point was kept", file=sys.stderr)
