@@ -66,7 +66,16 @@ def show(report: Report, console: Console | None = None, next_command: str = "")
     if report.figures:
         console.print(Text(f"front  {report.figures[0].with_suffix('.png')}"))
     console.print(Text(f"page   {report.page}"))
+    console.print(Text(f"best   {recommending(report)}"))
     console.print(Text(f"next   {next_command or f'bitsweep report {report.title}'}"))
+
+
+def recommending(report: Report) -> str:
+    """The command that says which of these points to take."""
+    names = [*dict.fromkeys(map(str, report.frame["experiment"]))]
+    below = report.folder.parent
+    place = [] if below == Path("results") else ["--results-dir", str(below)]
+    return shlex.join(["bitsweep", "recommend", *names, *place])
 
 
 TIMES = (
