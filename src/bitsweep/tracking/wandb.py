@@ -143,12 +143,13 @@ class Wandb:
     def _publish(
         self, entry: Entry, fill: Callable[[Any], None], exit_code: int = 0, **run: Any
     ) -> None:
-        """Write one run where W&B is reached; a run that can not be resumed is begun anew.
+        """Write one run, whole: offline in place of what is there, online over what is there.
 
         Raises:
             ConnectionError: the server is not reached; from here on this process writes offline.
             UserError: ``mode=online`` without a login.
         """
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # stack traces tell of folders
         mode = self.resolve_mode()
         if mode == "offline":
             for folder in self._offline(entry.ident):
@@ -171,7 +172,6 @@ class Wandb:
             made = self._write(mode, entry, fill, exit_code, **run)
         except (CommError, OSError) as error:  # a timeout of either kind is among them
             _state.fallen_back = True
-            _let_go()
             first = (str(error).splitlines() or [""])[0]
             raise ConnectionError(f"{type(error).__name__}: {first}") from error
         _state.url = made.project_url or ""
@@ -197,22 +197,26 @@ class Wandb:
             settings["finish_timeout_raises"] = True
         place = self.folder().parent.absolute()  # its process keeps the working directory it had
         place.mkdir(parents=True, exist_ok=True)
-        run = wandb.init(
-            project=self.project,
-            entity=self.entity or None,
-            id=entry.ident,
-            mode=mode,
-            dir=str(place),
-            reinit="finish_previous",
-            settings=wandb.Settings(**settings),
-            **described,
-        )
         try:
-            fill(run)
-        except BaseException:
-            run.finish(exit_code=1)
+            run = wandb.init(
+                project=self.project,
+                entity=self.entity or None,
+                id=entry.ident,
+                mode=mode,
+                dir=str(place),
+                reinit="finish_previous",
+                settings=wandb.Settings(**settings),
+                **described,
+            )
+            try:
+                fill(run)
+            except BaseException:
+                run.finish(exit_code=1)
+                raise
+            run.finish(exit_code=exit_code)
+        except Exception:
+            _let_go()
             raise
-        run.finish(exit_code=exit_code)
         return run
 
     def resolve_mode(self) -> Mode:
@@ -326,14 +330,11 @@ def _reference(record: Record, folder: Path) -> Any:
 
 
 def _supersede(path: str) -> None:
-    """Tag an older run; one that is not there any more needs none."""
+    """Tag an older run; whatever W&B has against that, the new one is there."""
     import wandb
-    from wandb.errors import CommError
 
-    try:
+    with suppress(Exception):
         run = wandb.Api().run(path)
         if SUPERSEDED not in run.tags:
             run.tags = [*run.tags, SUPERSEDED]
             run.update()
-    except (CommError, ValueError):
-        return
