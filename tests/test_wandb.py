@@ -16,7 +16,9 @@ from bitsweep import report, tracking
 from bitsweep.record import Record
 from bitsweep.store import Store
 from bitsweep.tracking import wandb as wandb_tracking
+from bitsweep.tracking.layers import Layers
 from bitsweep.tracking.none import NoTracker
+from bitsweep.tracking.upload import Task, upload
 from bitsweep.tracking.wandb import Wandb
 
 SECRET = "5ec12e7" * 6
@@ -96,7 +98,9 @@ def test_a_record_that_is_measured_again_gets_the_next_attempt(tmp_path, said):
     assert [run["id"][-2:] for run in runs(tmp_path)] == ["-1"]
     record.timings["quantize"]["wall_s"] = 9.9
     mirror.log(record)
-    assert [run["id"][-2:] for run in runs(tmp_path)] == ["-1", "-2"]
+    assert [run["id"][-2:] for run in runs(tmp_path)] == ["-2"]
+    (aside,) = (tmp_path / "wandb" / "superseded").iterdir()
+    assert aside.name.endswith(f"{record.run_id[:32]}-1")
 
 
 def test_the_report_carries_the_front_as_a_table(tmp_path, said):
@@ -187,3 +191,51 @@ def test_none_and_disabled_write_nothing(tmp_path, said, monkeypatch):
         assert tracking.open([tracker], Store(tmp_path), said.append).log(measured()[0])
     assert said == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_server_is_the_one_that_login_kept_unless_the_environment_names_one(
+    tmp_path, monkeypatch
+):
+    assert wandb_tracking.base_url() == "https://api.wandb.ai"
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "settings").write_text("[default]\nbase_url = https://wandb.lab.example\n")
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "kept"))
+    assert Wandb(mode="online").destination() == "online wandb.lab.example/default/bitsweep"
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine wandb.lab.example login user password " + "a" * 40)
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    assert wandb_tracking.logged_in()
+    monkeypatch.setenv("WANDB_BASE_URL", "http://user:secret@other.example:8080")
+    assert Wandb(mode="online").destination() == "online other.example:8080/default/bitsweep"
+    assert not wandb_tracking.logged_in()
+
+
+def test_what_a_sweep_mirrored_publish_finds_there(tmp_path, said):
+    mirror = opened(tmp_path, said, project="mine")
+    store = Store(tmp_path / "results" / "demo")
+    for record in measured():
+        store.put(record, [])
+        assert mirror.log(record)
+    tracker = Wandb(dir=str(tmp_path), project="mine")
+    task = Task(store, tuple(store.records()), lambda: None)
+    count = upload(tracker, task, said.append, lambda number, title: None)
+    assert (count.written, count.there, count.left) == (0, 3, 0)
+
+
+def test_probes_numbers_of_a_layer_stand_beside_what_it_became():
+    rows = [
+        {"plan": {"a": "w4a8g64", "b": "nf4g64", "c": "mxfp4-4g32-pow2", "d": "torch.bfloat16"}},
+        {"probe": "error", "layer": "a", "weight_error": 0.1, "output_error": None},
+        {"probe": "error", "layer": "b", "weight_error": 0.2, "output_error": 0.3},
+        {"metric": "ppl/x", "losses": [1.0]},
+    ]
+    layers = Layers.of(rows)
+    assert layers.columns == ("layer", "became", "bits", "format", "weight_error", "output_error")
+    assert layers.rows == (
+        ("a", "w4a8g64", 4.0, "int", 0.1, None),
+        ("b", "nf4g64", 4.0, "nf", 0.2, 0.3),
+        ("c", "mxfp4-4g32-pow2", 4.0, "mxfp4", None, None),
+        ("d", "torch.bfloat16", 16.0, "kept", None, None),
+    )
+    assert Layers.of([{"metric": "decode_ms"}]) is None
