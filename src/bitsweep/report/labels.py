@@ -45,8 +45,10 @@ class Cells(Mapping[str, Any]):
         return self._columns[name][self._place]
 
     def get(self, name: str, default: Any = None) -> Any:
-        columns = self._columns
-        return columns[name][self._place] if name in columns.names else default
+        try:
+            return self._columns[name][self._place]
+        except KeyError:
+            return default
 
     def __contains__(self, name: object) -> bool:
         return name in self._columns.names
@@ -67,6 +69,8 @@ class _Columns(dict[str, list[Any]]):
         self._frame = frame
 
     def __missing__(self, name: str) -> list[Any]:
+        if name not in self.names:
+            raise KeyError(name)
         column = self._frame[name]
         cells = column.astype(object).tolist()
         if column.hasnans:
@@ -77,10 +81,21 @@ class _Columns(dict[str, list[Any]]):
         return cells
 
 
-def rows(frame: pd.DataFrame) -> list[Cells]:
+class Rows(list[Cells]):
+    """All rows of a frame."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.columns = _Columns(frame)
+        super().__init__(Cells(self.columns, place) for place in range(len(frame)))
+
+    def values(self, names: Sequence[str]) -> tuple[tuple[Any, ...], ...]:
+        """The cells of these columns, a tuple for each row."""
+        return tuple(zip(*(self.columns[name] for name in names), strict=True))
+
+
+def rows(frame: pd.DataFrame) -> Rows:
     """The frame's rows, None where a cell is empty."""
-    columns = _Columns(frame)
-    return [Cells(columns, place) for place in range(len(frame))]
+    return Rows(frame)
 
 
 def varying(frame: pd.DataFrame) -> list[str]:
@@ -96,9 +111,12 @@ def varying(frame: pd.DataFrame) -> list[str]:
 
 def _several(models: Sequence[Any], values: Sequence[Any]) -> bool:
     """Whether one of the models has several values, by how they are written."""
+    if len({*map(type, values)} - {type(None)}) > 1:  # True and 1 are equal, and written otherwise
+        values = [_written(value) for value in values]
     found: dict[Any, str] = {}
-    for model, value in set(zip(models, map(_written, values), strict=True)):
-        if value is not None and found.setdefault(model, value) != value:
+    for model, value in set(zip(models, values, strict=True)):
+        text = _written(value)
+        if text is not None and found.setdefault(model, text) != text:
             return True
     return False
 
@@ -116,7 +134,7 @@ def _alike(frame: pd.DataFrame, axis: str, other: str) -> bool:
 
 
 def method(row: Row, axes: Sequence[str] = ()) -> str:
-    """``gptq``, ``gptq (prefix=full_precision)``, ``gptq seed=1`` where seeds vary.
+    """``gptq``, ``gptq (prefix=full_precision)``, ``gptq seed=1`` where seeds vary and it is not 0.
 
     What is done before stands before, what is done after behind: ``rotate + gptq a8 + low_rank``.
     """
@@ -127,8 +145,8 @@ def method(row: Row, axes: Sequence[str] = ()) -> str:
         words.append(f"({row['method_options']})")
     for axis in axes:
         value = row.get(axis)
-        if missing(value) or value == "":
-            continue
+        if missing(value) or value == "" or (axis.endswith("seed") and value == 0):
+            continue  # seed 0 is the one that nobody chose
         if axis == "transforms":
             words.insert(0, f"{value} +")
         elif axis in ("input", "kv"):
