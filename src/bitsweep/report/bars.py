@@ -40,7 +40,8 @@ def _bars(table: pd.DataFrame, title: str) -> Figure:
     """One bar a part, in the model's order, with its interval."""
     by = score(table)
     rows = [row for row in labels.rows(table) if row[by] is not None]
-    figure = Figure(figsize=(COLUMN_IN, 0.5 + 0.115 * len(rows)), layout="constrained")
+    height = max(1.0, 0.5 + 0.115 * len(rows))
+    figure = Figure(figsize=(COLUMN_IN, height), layout="constrained")
     axes = figure.add_subplot()
     places = range(len(rows))
     values = [row[by] for row in rows]

@@ -32,6 +32,9 @@ from bitsweep.report.style import (
 )
 from bitsweep.report.tables import heat, primaries, speed_metric
 
+LONGEST = 46
+"""Letters of a name in a legend one column wide."""
+
 MOST_LINES = 6
 """Of a legend, before the figure grows with it."""
 
@@ -72,7 +75,7 @@ def figures(frame: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     own = primaries(frame)
     speed = speed_metric(frame)
     models = list(dict.fromkeys(frame["model"]))
-    axes = labels.varying(frame)
+    axes = _named_axes(frame)
 
     def name(row: labels.Row) -> str:
         return labels.grid(row, axes)
@@ -97,6 +100,15 @@ def figures(frame: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         if cells["change"].notna().any():
             what = f"change of perplexity ({quality.partition('/')[2]}), %"
             yield f"heatmap{end}", heatmap.draw(cells, f"{title}: {what}" if title else what)
+
+
+def _named_axes(frame: pd.DataFrame) -> list[str]:
+    """Axes that tell the points of a front apart; not those of calibration where names would be
+    longer than the legend is wide."""
+    axes = labels.varying(frame)
+    if max((len(labels.grid(row, axes)) for row in labels.rows(frame)), default=0) <= LONGEST:
+        return axes
+    return [axis for axis in axes if axis != "seed" and not axis.startswith("calibration")]
 
 
 def _count(part: pd.DataFrame, x: str, y: str) -> int:
