@@ -38,7 +38,7 @@ def plain(value: Any) -> Any:
     if kind is float and math.isfinite(value):
         return int(value) if value.is_integer() else value
     if kind is dict:
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(k): v if type(v) in ATOMS else plain(v) for k, v in value.items()}
     if kind is list:
         return [plain(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

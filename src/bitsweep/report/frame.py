@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import pandas as pd
@@ -49,7 +50,7 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
         grouped[record.experiment, record.point_id].append(record)
     rows = [_row(group, names, machines) for group in grouped.values()]
     rows.sort(key=_order)
-    table = pd.DataFrame({name: _typed([r.get(name) for r in rows]) for name in _columns(rows)})
+    table = pd.DataFrame({name: _typed(column) for name, column in _columns(rows).items()})
     table.attrs = {
         "metrics": Attributes(_meaning(records, machines)),
         "signatures": Attributes(signatures),
@@ -89,13 +90,14 @@ def _signatures(
     """model -> column -> its one signature, without what it says of the point itself."""
     seen: dict[str, dict[str, str]] = defaultdict(dict)
     origin: dict[tuple[str, str], str] = {}
+    of_all = cache(partial(OF_THE_POINT.sub, ""))
     for record in records:
         suffix = machines.get(hardware(record), "") if record.kind == "timing" else ""
         for metric in record.metrics.values():
             if metric.value is None:
                 continue
             model, column = names[record.run_id], metric.name + suffix
-            signature = OF_THE_POINT.sub("", metric.signature)
+            signature = of_all(metric.signature)
             first = seen[model].setdefault(column, signature)
             where = origin.setdefault((model, column), record.experiment)
             if first != signature:
@@ -216,11 +218,11 @@ def _slowest_first(record: Record) -> tuple[float, float, str]:
 def _cells(metric: Metric, name: str) -> dict[str, Any]:
     cells: dict[str, Any] = {name: metric.value}
     if metric.lo is not None:
-        cells |= {f"{name}.lo": metric.lo, f"{name}.hi": metric.hi}
+        cells[f"{name}.lo"], cells[f"{name}.hi"] = metric.lo, metric.hi
     if metric.delta is not None:
         delta = metric.delta
-        cells |= {f"{name}.delta": delta.value}
-        cells |= {f"{name}.delta.lo": delta.lo, f"{name}.delta.hi": delta.hi}
+        cells[f"{name}.delta"] = delta.value
+        cells[f"{name}.delta.lo"], cells[f"{name}.delta.hi"] = delta.lo, delta.hi
     if metric.reason is not None:
         cells[f"{name}.reason"] = metric.reason
     return cells
@@ -232,11 +234,12 @@ def _meaning(records: Sequence[Record], machines: Machines) -> dict[str, dict[st
     for record in records:
         suffix = machines.get(hardware(record), "") if record.kind == "timing" else ""
         for metric in record.metrics.values():
-            entry = found.setdefault(
-                metric.name + suffix, {"unit": metric.unit, "better": metric.better, "delta": None}
-            )
+            entry = found.get(metric.name + suffix)
+            if entry is None:
+                entry = {"unit": metric.unit, "better": metric.better, "delta": None}
+                found[metric.name + suffix] = entry
             if metric.value is not None:
-                entry |= {"unit": metric.unit, "better": metric.better}
+                entry["unit"], entry["better"] = metric.unit, metric.better
             if metric.delta is not None:
                 entry["delta"] = metric.delta.kind
     return dict(sorted(found.items()))
@@ -278,16 +281,21 @@ def _order(row: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _columns(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The union of the rows' columns, each where it first appears."""
-    return list(dict.fromkeys(name for row in rows for name in row)) or ["experiment", "status"]
+def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The union of the rows' columns, each where it first appears; None where a row has none."""
+    found: dict[str, list[Any]] = {}
+    for place, row in enumerate(rows):
+        for name, value in row.items():
+            column = found.get(name)
+            if column is None:
+                column = found[name] = [None] * len(rows)
+            column[place] = value
+    return found or {"experiment": [], "status": []}
 
 
 def _typed(values: list[Any]) -> pd.Series:
     """Whole numbers with gaps stay whole (pandas would make 4 into 4.0), numbers are numbers."""
-    given = [v for v in values if v is not None]
-    if not given or any(isinstance(v, (bool, str)) for v in given):
+    kinds = {*map(type, values)} - {type(None)}
+    if not kinds or not kinds <= {int, float}:
         return pd.Series(values, dtype=object)
-    if all(isinstance(v, int) for v in given):
-        return pd.Series(values, dtype="Int64")
-    return pd.Series(values, dtype=float)
+    return pd.Series(values, dtype="Int64" if kinds == {int} else float)
