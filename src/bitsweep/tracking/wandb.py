@@ -13,6 +13,7 @@ import json
 import netrc
 import os
 import re
+import shlex
 import shutil
 import threading
 import time
@@ -235,7 +236,7 @@ class Wandb:
 
     def sync_command(self) -> str:
         """What uploads the offline runs of this folder."""
-        return f"wandb sync {self.folder()}/offline-run-*"
+        return f"wandb sync {shlex.quote(str(self.folder()))}/offline-run-*"
 
     def _set_aside(self, ident: str) -> None:
         """Move an older run out of what is uploaded next, unless it was uploaded."""
