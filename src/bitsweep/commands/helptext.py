@@ -62,10 +62,12 @@ bitsweep publish NAME [tracker=wandb|mlflow|tensorboard|[wandb,mlflow]] [tracker
 
 A run for each Record and one for the report, from the Records alone. results/NAME/published.jsonl
 says what is where: a repeated publish adds what is missing or changed, each run once.
---artifact FOLDER   a checkpoint that `bitsweep export` made, or a folder of them, by reference
+--artifact FOLDER   a checkpoint that `bitsweep export` made, or a folder of them, by reference: its
+                    path on this machine is told then, its weights stay
 --workspace         the view of W&B as code: applied when logged in, else a file to apply later
 --dry-run           what would be published; writes nothing
---again             every run anew under its next id, as after runs were deleted in W&B""",
+--again             every run anew under its next id, as after runs were deleted in W&B
+--config-dir FOLDER groups of your own, beside ours""",
     "recommend": """\
 bitsweep recommend NAME [NAME ...] [LIMITS] [--best WHAT] [--top 3] [--json] [--results-dir FOLDER]
 

@@ -8,9 +8,7 @@ system metrics leave the machine; the config is an allow-list.
 
 from __future__ import annotations
 
-import configparser
 import json
-import netrc
 import os
 import re
 import shlex
@@ -28,6 +26,7 @@ from bitsweep.errors import UserError
 from bitsweep.record import Record
 from bitsweep.tracking import MANIFEST, Entry, Say, Summary
 from bitsweep.tracking.flat import config, label, numbers, plain
+from bitsweep.tracking.login import base_url, logged_in
 
 Mode = Literal["online", "offline", "disabled"]
 TAG_CAP = 64
@@ -35,8 +34,6 @@ LEAVE_S = 5.0
 SUPERSEDED = "superseded"
 MARK = "bitsweep-project"
 """A file beside an offline run that is whole: the project that it is for."""
-CLOUD = "https://api.wandb.ai"
-CLOUD_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 SETTINGS = {
     "console": "off",
     "silent": True,
@@ -283,29 +280,6 @@ def _project_of(folder: Path) -> str | None:
         return (folder / MARK).read_text(encoding="utf-8")
     except OSError:
         return None
-
-
-def base_url() -> str:
-    """The server: ``WANDB_BASE_URL``, the one that ``wandb login --host`` kept, or W&B's own."""
-    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
-    kept = configparser.ConfigParser(interpolation=None)
-    with suppress(OSError, UnicodeDecodeError, configparser.Error):
-        kept.read(folder / "settings", encoding="utf-8")
-    own = kept.get("default", "base_url", fallback=CLOUD)
-    return os.environ.get("WANDB_BASE_URL") or own
-
-
-def logged_in() -> bool:
-    """Whether W&B would find credentials, without asking it or the network."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urlparse(base_url()).netloc.rpartition("@")[2]
-    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
-    try:
-        known = netrc.netrc(str(file)).hosts
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return any(name in known for name in (CLOUD_HOSTS if host in CLOUD_HOSTS else (host,)))
 
 
 def _table(columns: tuple[str, ...], rows: tuple[tuple[Any, ...], ...]) -> Any:
