@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,7 @@ from bitsweep.record import Delta, Metric, Record
 from bitsweep.report import seeds, sensitivity
 from bitsweep.report.frame import frame, whole
 from bitsweep.report.front import front
-from bitsweep.report.tables import sheets
+from bitsweep.report.tables import primaries, sheets
 from bitsweep.sensitivity import readings, scores
 from bitsweep.store import Store
 
@@ -101,7 +102,7 @@ def test_the_table_has_the_most_sensitive_first_and_the_correlation_its_own() ->
 
 def test_parts_stand_in_the_models_order_for_bars() -> None:
     names = ["1.up", "lm_head", "10.up", "embed_tokens", "0.up"]
-    table = sensitivity.parts(frame([part(n, 0.1) for n in names]), "ppl/in_domain")
+    table = sensitivity.parts(frame([part(n, 0.1) for n in names]), {"reference": "ppl/in_domain"})
     assert list(table["part"]) == ["embed_tokens", "0.up", "1.up", "10.up", "lm_head"]
 
 
@@ -192,3 +193,16 @@ def test_bars_curves_and_page_come_again_byte_for_byte(tmp_path: Path) -> None:
 def test_a_delta_of_nothing_is_a_loss_of_zero() -> None:
     metric = Metric("ppl/t", 3.0, "", "lower", "s", delta=Delta("ratio", 1.0, 1.0, 1.0))
     assert readings(metric) == {"loss/t": 0.0}
+
+
+def test_scores_are_of_each_models_own_text() -> None:
+    one, other = part("0.up", 0.1), part("0.up", 0.1)
+    other.point["model"] = "other"
+    other.metrics = {
+        (name := metric.name.replace("in_domain", "stories")): replace(metric, name=name)
+        for metric in other.metrics.values()
+    }
+    points = frame([one, other])
+    table = sensitivity.parts(points, primaries(points))
+    assert [round(loss, 6) for loss in table["loss"]] == [0.1, 0.1]
+    assert list(table["kl"]) == [0.05, 0.05]

@@ -13,9 +13,9 @@ from bitsweep.report import labels
 from bitsweep.report.curves import Curve
 from bitsweep.report.sensitivity import TRUTHS, parts, score
 from bitsweep.report.style import COLUMN_IN, INK, MARKERS, PALE, PALETTE, slug
-from bitsweep.report.tables import primary
+from bitsweep.report.tables import primaries
 
-MOST_WAYS = 4
+MOST_WAYS = 12
 """Figures of parts quantized alone; the table of sensitivities has all of them."""
 
 DASHES = ("-", "--", ":", "-.")
@@ -29,7 +29,7 @@ def figures(frame: pd.DataFrame, curves: Sequence[Curve]) -> Iterator[tuple[str,
         end = f"_{slug(model)}" if len(models) > 1 else ""
         if own:
             yield f"error_depth{end}", _depth(own, model if len(models) > 1 else "")
-    measured = parts(frame, primary(frame))
+    measured = parts(frame, primaries(frame))
     ways = measured.groupby(["model", "group", "kind"], sort=False)
     for (model, group, kind), bars in islice(ways, MOST_WAYS):
         end = f"{slug(str(model))}_" if len(models) > 1 else ""

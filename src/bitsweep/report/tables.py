@@ -86,7 +86,7 @@ def sheets(
         made["latency"] = _latency(frame, fronts(frame, speed), provenance)
     if quality is not None and len(heat(frame)):
         made["heatmap"] = _heatmap(frame, provenance)
-    made |= sensitivity.sheets(frame, quality, provenance)
+    made |= sensitivity.sheets(frame, primaries(frame), provenance)
     over = seeds.sheet(frame, [*metrics(frame, "ppl"), *metrics(frame, "kl_mean")], provenance)
     if over.lines:
         made["seeds"] = over

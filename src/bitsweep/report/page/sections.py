@@ -9,7 +9,7 @@ import pandas as pd
 
 from bitsweep.report import labels, latency, sensitivity
 from bitsweep.report.curves import Curve
-from bitsweep.report.tables import fronts, primary, speed_metric
+from bitsweep.report.tables import fronts, primaries, speed_metric
 
 MOST_LINES = 300
 """Of a block of times; all of them stand in ``tables/latency.csv``."""
@@ -32,7 +32,7 @@ def of(frame: pd.DataFrame, curves: Sequence[Curve]) -> dict[str, Any]:
 def _bars(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Parts quantized alone, a list of bars for each way in which they were."""
     found = []
-    measured = sensitivity.parts(frame, primary(frame))
+    measured = sensitivity.parts(frame, primaries(frame))
     for (model, group, kind), table in measured.groupby(["model", "group", "kind"], sort=False):
         rows = labels.rows(table)
         numbers = [n for n in (*sensitivity.TRUTHS, *sensitivity.PROXIES) if table[n].notna().any()]
