@@ -173,6 +173,9 @@ class Mlflow:
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
 
+            file = self._file()
+            if file is not None and not file.exists():
+                _make_database(file)
             try:
                 yield MlflowClient(tracking_uri=self._uri(), registry_uri=self._uri())
             except MlflowException as error:
@@ -209,6 +212,19 @@ class Mlflow:
         """The database file of SQLite."""
         uri = self._uri()
         return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
+def _make_database(file: Path) -> None:
+    """MLflow's tables, under another name until all are there: half of them can not be mended."""
+    from mlflow import MlflowClient
+
+    part = file.with_name(f".{file.name}.partial")
+    for left in file.parent.glob(f"{part.name}*"):
+        left.unlink()
+    MlflowClient(
+        tracking_uri=f"{SQLITE}{part}", registry_uri=f"{SQLITE}{part}"
+    ).search_experiments()
+    part.replace(file)
 
 
 def _has_page() -> bool:
