@@ -13,8 +13,9 @@ from rich.console import Console
 
 from bitsweep import report
 from bitsweep.record import Metric, Record
-from bitsweep.report import page, speedup
+from bitsweep.report import speedup
 from bitsweep.report.frame import frame
+from bitsweep.report.page import payload, sections
 from bitsweep.report.sheet import Sheet, latex
 from bitsweep.report.tables import sheets
 from bitsweep.store import Store
@@ -154,10 +155,11 @@ def test_old_timings_without_bytes_have_no_bars() -> None:
 
 
 def test_the_page_has_the_table() -> None:
-    content = page.payload(frame([timed(4, "torch_int4")]))
+    table = frame([timed(4, "torch_int4")])
+    content = payload.of(table)
     assert content["metrics"]["decode_mib"]["title"] == "weights read by a step, MiB"
-    text = page.render(frame([timed(4, "torch_int4")]), "t", "")
-    assert '"name": "reference, batch 1, prompt 32, 1 thread"' in text
+    block, *_ = sections.of(table, [])["latency"]["blocks"]
+    assert block["name"] == "reference, batch 1, prompt 32, 1 thread"
 
 
 def test_the_terminal_shows_the_first_shape_and_how_many_more(tmp_path: Path) -> None:

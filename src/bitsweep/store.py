@@ -6,18 +6,32 @@ never overwritten by a failure; the next launch asks :meth:`Store.done` and does
 
 from __future__ import annotations
 
+import gc
 import gzip
 import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from bitsweep.artifacts import write_atomically
 from bitsweep.errors import UserError
 from bitsweep.record import Record
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Make many small objects without the garbage collector looking through them over and over."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 class Store:
@@ -78,15 +92,39 @@ class Store:
         record = self.get(run_id)
         return record is not None and record.status == "ok"
 
-    def records(self) -> list[Record]:
-        """All Records, by run_id. Raises UserError for a file that is no Record of this schema."""
+    def records(self, prefix: str = "", warn: Callable[[str], None] | None = None) -> list[Record]:
+        """All Records whose run_id starts with ``prefix``, by run_id, read strictly.
+
+        A sweep may be writing meanwhile: a Record is there whole or not at all. ``warn`` takes a
+        line about each file that is no Record, and the others are read.
+
+        Raises:
+            UserError: a file is no Record of this schema, and there is no ``warn``.
+        """
         found = []
-        for path in sorted((self.folder / "records").glob("[!.]*.json")):
-            try:
-                found.append(Record.from_json(json.loads(path.read_bytes())))
-            except (ValueError, TypeError, KeyError) as error:
-                raise UserError(f"{path}: not a Record ({error}); move it away") from error
+        with uncollected():
+            for path in self._paths(prefix):
+                try:
+                    found.append(Record.from_json(json.loads(path.read_bytes())))
+                except FileNotFoundError:
+                    continue  # moved away since it was listed
+                except (ValueError, TypeError, KeyError) as error:
+                    line = f"{path}: not a Record ({error}); move it away"
+                    if warn is None:
+                        raise UserError(line) from error
+                    warn(line)
         return found
+
+    def _paths(self, prefix: str) -> list[Path]:
+        """Of Records, by name; without the unfinished ones, whose names start with a dot."""
+        folder = self.folder / "records"
+        with suppress(FileNotFoundError):
+            names = sorted(os.listdir(folder))
+            kept = (
+                n for n in names if n.endswith(".json") and n[0] != "." and n.startswith(prefix)
+            )
+            return [folder / name for name in kept]
+        return []
 
     def details(self, run_id: str) -> Iterator[dict[str, Any]]:
         """The rows of detail of one Record; none where it has none."""
@@ -99,8 +137,10 @@ class Store:
 
     def find(self, prefix: str) -> list[Record]:
         """Records whose run_id or point_id starts with ``prefix``."""
-        return [r for r in self.records() if prefix and r.run_id.startswith(prefix)] or [
-            r for r in self.records() if prefix and r.point_id.startswith(prefix)
+        if not prefix:
+            return []
+        return self.records(prefix) or [
+            record for record in self.records() if record.point_id.startswith(prefix)
         ]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from bitsweep.artifacts import write_atomically
 from bitsweep.errors import UserError
 from bitsweep.record import Record
-from bitsweep.store import Store
+from bitsweep.store import Store, uncollected
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +52,7 @@ def load(*patterns: str | Path) -> pd.DataFrame:
     ``load("results/demo")``, ``load("results/*")``; columns as in :mod:`bitsweep.report.frame`.
 
     Raises:
-        UserError: nothing matches, a file is no Record, or two protocols share one metric.
+        UserError: nothing matches, or two protocols share one metric.
     """
     from bitsweep.report.frame import frame
 
@@ -59,10 +60,13 @@ def load(*patterns: str | Path) -> pd.DataFrame:
 
 
 def collect(*patterns: str | Path) -> list[Record]:
-    """The Records of every matching experiment folder, each folder once, in order of path."""
+    """The Records of every matching experiment folder, each folder once, in order of path.
+
+    A file that is no Record is named on stderr and left out.
+    """
     found = {Path(match) for pattern in patterns for match in glob.glob(str(pattern))}
     folders = sorted(path for path in found if (path / "records").is_dir())
-    records = [record for folder in folders for record in Store(folder).records()]
+    records = [record for folder in folders for record in Store(folder).records(warn=_warn)]
     if not records:
         asked = " ".join(map(str, patterns)) or "nothing"
         raise UserError(f"report {asked}: no Records there; run `bitsweep sweep NAME` first")
@@ -88,7 +92,8 @@ def write(*folders: str | Path, question: str = "", command: str = "") -> Report
     merged = [pair for place in places for pair in read_merged(place)]
     small = list(dict.fromkeys(line for each in made.values() for line in each.small))
     stores = {place.name: Store(place) for place in places}
-    text = page.render(report.frame, title, question, small, merged, depths, records, stores)
+    with uncollected():
+        text = page.render(report.frame, title, question, small, merged, depths, records, stores)
     _write(report.page, text)
     if not (folder / "README.md").exists():
         drawn = list(report.figures)
@@ -113,10 +118,11 @@ def _answer(
     from bitsweep.report.frame import frame
     from bitsweep.report.origin import origin
 
-    records = collect(*(glob.escape(str(place)) for place in places))
-    table = frame(records)
-    merged = [pair for place in places for pair in read_merged(place)]
-    made = tables.sheets(table, origin(records), merged)
+    with uncollected():
+        records = collect(*(glob.escape(str(place)) for place in places))
+        table = frame(records)
+        merged = [pair for place in places for pair in read_merged(place)]
+        made = tables.sheets(table, origin(records), merged)
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     (folder / "figures").mkdir(exist_ok=True)
     written = []
@@ -191,6 +197,10 @@ def _readme(
         "<!-- Yours from here on: `bitsweep report` made this file once and leaves it alone. -->",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _warn(line: str) -> None:
+    print(f"bitsweep: {line}; reported without it", file=sys.stderr)
 
 
 def _write(path: Path, text: str) -> None:

@@ -36,18 +36,20 @@ def blocks(frame: pd.DataFrame) -> list[Block]:
     (most first), batch and prompt; in each the points in the frame's order.
     """
     every: tuple[Timed, ...] = frame.attrs.get("timings", ())
+    if not every:
+        return []
     points = {(row["experiment"], row["point_id"]): row for row in labels.rows(frame)}
     known = [
         timed for timed in every if timed.values and (timed.experiment, timed.point_id) in points
     ]
-    models = list(dict.fromkeys(frame["model"].astype(str)))
+    models = {name: place for place, name in enumerate(dict.fromkeys(frame["model"].astype(str)))}
     machines = sorted({timed.device for timed in known})
     place = {point: index for index, point in enumerate(points)}
     grouped: dict[tuple[object, ...], list[Timed]] = {}
     for timed in known:
         shape = timed.shape or Shape(timed.threads, 0, 0)
         order = (-shape.threads, shape.batch, shape.prompt)
-        key = (models.index(timed.model), timed.device, not timed.first, order)
+        key = (models[timed.model], timed.device, not timed.first, order)
         grouped.setdefault(key, []).append(timed)
     found = []
     for _, own in sorted(grouped.items(), key=lambda item: item[0]):
@@ -101,12 +103,12 @@ def empty(frame: pd.DataFrame) -> list[str]:
     for timed in frame.attrs.get("timings", ()):
         if timed.reason:
             missing.setdefault((timed.experiment, timed.point_id), []).append(timed)
-    found: dict[str, list[str]] = {}
-    for row in labels.rows(frame):
+    found: dict[str, dict[str, None]] = {}
+    for row in labels.rows(frame) if missing else ():
         for timed in missing.get((row["experiment"], row["point_id"]), ()):
             of = "" if timed.first or timed.shape is None else f" ({timed.shape})"
-            names = found.setdefault(str(timed.reason).splitlines()[0], [])
-            names += [name] if (name := f"{row.get('label')}{of}") not in names else []
+            names = found.setdefault(str(timed.reason).splitlines()[0], {})
+            names[f"{row.get('label')}{of}"] = None
     return [f"Empty ({len(names)}): {', '.join(names)}: {why}" for why, names in found.items()]
 
 
@@ -227,10 +229,13 @@ def _with_untimed(
 ) -> list[tuple[Row, Timed | None]]:
     """The rows of ``block`` and, in the frame's order, those of its model that nothing timed."""
     ran = {(row["experiment"], row["point_id"]) for other in made for row, _ in other.rows}
+    own: dict[tuple[str, str], list[tuple[Row, Timed]]] = {}
+    for pair in block.rows:
+        own.setdefault((pair[1].experiment, pair[1].point_id), []).append(pair)
     found: list[tuple[Row, Timed | None]] = []
     for row in labels.rows(frame[frame["model"].astype(str) == block.model]):
         point = (row["experiment"], row["point_id"])
         if point not in ran:
             found.append((row, None))
-        found += [pair for pair in block.rows if (pair[1].experiment, pair[1].point_id) == point]
+        found += own.get(point, [])
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from bitsweep.report import Report
 
 SPEED_HEADS = {"decode_vs_bf16": "× bf16", "decode_tok_s": "tok/s", "decode_ms": "ms/token"}
+MOST_TIMES, MOST_NAMES = 40, 20
+"""Rows of times, and points that failed for one reason, before a screen is full of them."""
+
 AXES = ("model", "method", "bits", "group_size", "policy", "label")
 
 
@@ -43,23 +46,29 @@ def show(report: Report, console: Console | None = None, next_command: str = "")
     console = console or Console()
     frame = report.frame
     rows = labels.rows(frame.assign(front=fronts(frame, "file_mib")))
+    main, axes, timed = primaries(frame), labels.varying(frame), latency.blocks(frame)
     for model in dict.fromkeys(row["model"] for row in rows if row["status"] == "ok"):
         own = [row for row in rows if row["model"] == model]
         alone = sum(row.get("only") is not None and row["status"] == "ok" for row in own)
         if alone:
             console.print(Text(f"{model}: {alone} parts were quantized alone"))
         measured = sum(row["status"] == "ok" for row in own) - alone
-        if model not in primaries(frame):
+        if model not in main:
             if measured:
                 points = f"{measured} point{'s' * (measured != 1)}"
                 console.print(Text(f"{model}: {points} without a quality, in the tables"))
         elif any(row["front"] for row in own):
-            console.print(_table(frame, own, model))
-        for table in _times(frame, model):
-            console.print(table)
+            console.print(_table(frame, own, model, main[model], axes))
+        blocks = [block for block in timed if block.model == model]
+        if len(blocks) > 1 or (blocks and model not in main):
+            console.print(_times(blocks, axes))
     failed = [row for row in rows if row["status"] == "failed"]
     for reason, names in labels.by_reason(failed):
-        console.print(Text(f"failed ({len(names)}): {', '.join(names)}: {reason}", style="red"))
+        told = [
+            *names[:MOST_NAMES],
+            *([f"{len(names) - MOST_NAMES} more"] * (len(names) > MOST_NAMES)),
+        ]
+        console.print(Text(f"failed ({len(names)}): {', '.join(told)}: {reason}", style="red"))
     refused = [row for row in rows if row["status"] == "refused"]
     if refused:
         reasons = len(labels.by_reason(refused))
@@ -87,17 +96,17 @@ TIMES = (
 )
 
 
-def _times(frame: pd.DataFrame, model: str) -> Iterator[Any]:
-    """The first shape, where the table of the front is not enough: several shapes, or none."""
+def _times(blocks: Sequence[latency.Block], axes: Sequence[str]) -> Any:
+    """The first shape, where the table of the front is not enough: several shapes, or no front."""
     from rich.table import Table
     from rich.text import Text
 
-    blocks = [block for block in latency.blocks(frame) if block.model == model]
-    if not blocks or (len(blocks) == 1 and model in primaries(frame)):
-        return
+    behind = len(blocks[0].rows) - MOST_TIMES
+    more = [f"{behind} more rows"] if behind > 0 else []
+    more += [f"{len(blocks) - 1} more"] if len(blocks) > 1 else []
     table = Table(
         title=Text(blocks[0].name),
-        caption=f"{len(blocks) - 1} more in the table" if len(blocks) > 1 else None,
+        caption=f"{', '.join(more)} in the table" if more else None,
         title_justify="left",
         caption_justify="left",
         box=None,
@@ -109,23 +118,24 @@ def _times(frame: pd.DataFrame, model: str) -> Iterator[Any]:
     for cell in TIMES:
         table.add_column(cell.head, justify="right", no_wrap=True)
     table.add_column("marks")
-    axes = labels.varying(frame)
-    for row, timed in blocks[0].rows:
+    for row, timed in blocks[0].rows[:MOST_TIMES]:
         told = [labels.method(row, axes), labels.weights(row), timed.engine]
         told += [cell.show(timed.values) for cell in TIMES]
         table.add_row(*(Text(text) for text in (*told, ", ".join(latency.marks(timed.values)))))
-    yield table
+    return table
 
 
-def _table(frame: pd.DataFrame, rows: Sequence[Row], model: str) -> Any:
+def _table(
+    frame: pd.DataFrame, rows: Sequence[Row], model: str, quality: str, axes: Sequence[str]
+) -> Any:
+    """The front of one model, full precision first."""
     from rich.table import Table
     from rich.text import Text
 
-    quality, speed = primaries(frame).get(model), speed_metric(frame)
-    axes = labels.varying(frame)
+    speed = speed_metric(frame)
     counts = pd.Series([row["status"] for row in rows]).value_counts()
     tied = sum(row["front"] == "tied" for row in rows)
-    kind = frame.attrs["metrics"][quality]["delta"] if quality else None
+    kind = frame.attrs["metrics"][quality]["delta"]
     table = Table(
         title=Text(f"{model}: {quality} against size, the front of {counts.get('ok', 0)} points"),
         caption=f"{tied} more are within noise of it" if tied else None,
@@ -148,8 +158,8 @@ def _table(frame: pd.DataFrame, rows: Sequence[Row], model: str) -> Any:
             labels.policy(row),
             number(row.get("bits_per_weight")),
             number(row.get("file_mib")),
-            number(row.get(quality or ""), 4),
-            change(row, quality or "", kind).partition(" ")[0],
+            number(row.get(quality), 4),
+            change(row, quality, kind).partition(" ")[0],
             *([number(row.get(speed))] if speed else []),
         ]
         table.add_row(*(Text(cell) for cell in cells))
