@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ from bitsweep.store import Store
 from bitsweep.strict import build as strict
 
 ROOT = Path(__file__).parents[1]
+PINS = dict(
+    line.split("==")
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    if "==" in line
+)
 PIVOT: dict[str, Any] = {
     "caption": "Change of perplexity.",
     "where": {"policy": "uniform", "status": "ok"},
@@ -375,3 +381,14 @@ def test_every_shipped_part_reads_and_its_sections_are_numbered_once():
     numbers = [section.number for section in language.sections()]
     assert numbers == sorted(set(numbers))
     assert {section.experiment for section in language.sections()} <= set(experiments())
+
+
+@pytest.mark.skipif(not (ROOT / "paper" / "README.md").exists(), reason="no paper is committed")
+def test_the_committed_paper_comes_again_byte_for_byte(tmp_path: Path, monkeypatch) -> None:
+    for name in ("matplotlib", "numpy", "pandas", "pillow"):
+        if metadata.version(name) != PINS[name]:
+            pytest.skip(f"{name} is not the pinned {PINS[name]}: fonts and floats may differ")
+    monkeypatch.chdir(ROOT)
+    build.build(tmp_path, Path("results"))
+    names = ("tables", "figures", "tables.tex", "README.md")
+    assert list(build.differ(Path("paper"), tmp_path, names)) == []

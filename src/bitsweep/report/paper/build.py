@@ -87,10 +87,11 @@ def differences(out: Path, results: Path) -> list[str]:
             shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("tables", "figures"))
             pairs.append((folder, copy, ("tables", "figures")))
         reports(copy for _, copy, _ in pairs[1:])
-        return [line for pair in pairs for line in _differ(*pair)]
+        return [line for pair in pairs for line in differ(*pair)]
 
 
-def _differ(here: Path, again: Path, names: tuple[str, ...]) -> Iterator[str]:
+def differ(here: Path, again: Path, names: tuple[str, ...]) -> Iterator[str]:
+    """A line for each of the files ``names`` (folders: what is in them) that two folders differ in."""
     old, new = ({p.relative_to(root): p for p in _files(root, names)} for root in (here, again))
     for name in sorted({*old, *new}):
         if name not in old:
