@@ -185,6 +185,15 @@ def test_a_row_opens_with_metrics_provenance_command_plan_and_generations(
     assert browser.complaints() == []
 
 
+def test_a_click_on_a_point_of_the_front_opens_it(browser: Browser, url: str) -> None:
+    browser.open(url, READY)
+    browser.run("document.querySelector('#chart .scatterlayer .trace:last-child .point').id = 'it'")
+    browser.click("#it")
+    browser.wait("!document.getElementById('panel').hidden")
+    assert "on the front" in browser.run("document.querySelector('#panel .tag').textContent")
+    assert browser.run("document.querySelectorAll('#over circle').length") == 1
+
+
 SEEN = (
     "[location.hash, ...['count', 'table', 'panel'].map("
     "id => document.getElementById(id).textContent), document.getElementById('x').value]"

@@ -51,3 +51,7 @@ def test_the_wheel_brings_conf_experiments_and_the_sweeper(tmp_path: Path) -> No
     assert (site / "hydra_plugins" / "bitsweep_grid" / "sweeper.py").is_file()
     assert not (site / "hydra_plugins" / "__init__.py").exists()
     assert any(site.glob("*.dist-info/entry_points.txt"))
+    page = Path("bitsweep") / "report" / "page"
+    assets = {path.name for path in (site / page).iterdir()}
+    assert {"page.html", "page.css", "main.js"} <= assets
+    assert assets >= {path.name for path in (ROOT / "src" / page).iterdir() if path.is_file()}

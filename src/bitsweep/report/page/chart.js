@@ -2,7 +2,7 @@
 const LIGHT = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5F5F5F", "#B8A800"];
 const DARK = ["#4C9FE0", "#F0833A", "#2FC79A", "#E394C0", "#F2B53D", "#A5DBFA", "#B9B9B9", "#DCCB3C"];
 const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "hexagon"];
-const OTHERS = -1, MOST_DOTS = 2500, MOST_INTERVALS = 60;
+const OTHERS = -1, MOST_DOTS = 1800, MOST_INTERVALS = 60;
 const paint = k => k === OTHERS ? (dark() ? "#7d868f" : "#8A8A8A") : (dark() ? DARK : LIGHT)[k];
 let drawn = null;  // what stands in the chart now, for hover and zoom
 
@@ -27,22 +27,23 @@ function looks(points, marks) {
 // axis everything from 4 bits up would lie within a line's width of the reference.
 function scale(metric, base, values, phone) {
   if (base !== null && base > 0 && data.metrics[metric].delta === "ratio" && metric.startsWith("ppl")) {
-    const up = v => Math.asinh((v / base - 1) * 100 / 0.05), down = u => base * (1 + Math.sinh(u) * 0.05 / 100);
+    const up = v => Math.asinh((v / base - 1) * 100 / 0.05);
     const ticks = [0, 0.1, 1, 10, 100, 1000, 1e4, 1e6, 1e8];
     const low = values.reduce((least, v) => Math.min(least, v), base);
     if (low < base * 0.9995) for (const t of [-0.1, -1, -10, -50]) if (base * (1 + t / 100) > low * 0.98) ticks.push(t);
     ticks.sort((a, b) => a - b);
-    return { up, down, axis: { tickvals: ticks.map(t => up(base * (1 + t / 100))),
-      ticktext: ticks.map(t => (phone ? "" : number(base * (1 + t / 100), 4)) + (phone && !t ? "0" : t ? "  (" + (t > 0 ? "+" : "−") + (Math.abs(t) >= 1e4 ? Math.abs(t).toExponential(0).replace("+", "") : Math.abs(t)) + " %)" : "")) } };
+    const said = t => (t > 0 ? "+" : "−") + (Math.abs(t) >= 1e4 ? Math.abs(t).toExponential(0).replace("+", "") : Math.abs(t)) + " %";
+    const name = t => { const v = number(base * (1 + t / 100), 4); return phone ? t ? said(t) : v : t ? v + "  (" + said(t) + ")" : v; };
+    return { up, axis: { tickvals: ticks.map(t => up(base * (1 + t / 100))), ticktext: ticks.map(name) } };
   }
-  if (/^(kl|weight_error|output_error|hidden_error)/.test(metric) && values.every(v => v > 0)) return { up: v => v, down: v => v, axis: { type: "log", exponentformat: "power" } };
-  return { up: v => v, down: v => v, axis: {} };
+  if (/^(kl|weight_error|output_error|hidden_error)/.test(metric) && values.every(v => v > 0)) return { up: v => v, axis: { type: "log", exponentformat: "power" } };
+  return { up: v => v, axis: {} };
 }
 
 const frameOf = () => ({ paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("--ink"), family: "system-ui, sans-serif", size: 12 },
   modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--accent") }, hoverlabel: { align: "left", bgcolor: css("--card"), bordercolor: css("--soft"), font: { color: css("--ink"), size: 12 } } });
 const gridOf = () => ({ gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true });
-const CONFIG = { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]], toImageButtonOptions: { format: "svg", filename: "front" } };
+const CONFIG = { responsive: false, displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]], toImageButtonOptions: { format: "svg", filename: "front" } };
 
 const hasChart = () => view.x in data.metrics && view.y in data.metrics && view.all.some(i => !reference(i) && partOf(i) === null && value(view.x, i) !== null && value(view.y, i) !== null);
 
@@ -51,14 +52,15 @@ function chart() {
   const points = view.rows.filter(i => !reference(i) && measured(i) && value(x, i) !== null && value(y, i) !== null && marks.has(i));
   const baseY = base(model, y), baseX = data.metrics[x].delta === "ratio" || x.startsWith("decode_vs") ? base(model, x) : null;
   const phone = innerWidth < 700, s = scale(y, baseY, points.map(i => value(y, i)), phone);
-  const kept = points.filter(i => marks.get(i) !== DOMINATED), faint = points.filter(i => marks.get(i) === DOMINATED);
-  const look = looks(points, marks), showIntervals = kept.length <= MOST_INTERVALS;
-  drawn = { x, y, s, faint, look, size: points.length > 600 ? 7 : 9 };
+  const marked = mark => points.filter(i => marks.get(i) === mark), first = marked(FRONT), tied = marked(TIED), faint = marked(DOMINATED);
+  const look = looks(points, marks), showIntervals = first.length + tied.length <= MOST_INTERVALS;
+  drawn = { x, y, s, many: [faint, tied], look, size: points.length > 600 ? 7 : 9 };
   const traces = [];
-  const best = kept.filter(i => marks.get(i) === FRONT).sort((a, b) => value(x, a) - value(x, b) || value(y, a) - value(y, b));
+  const best = [...first].sort((a, b) => value(x, a) - value(x, b) || value(y, a) - value(y, b));
   traces.push({ x: best.map(i => value(x, i)), y: best.map(i => s.up(value(y, i))), mode: "lines", hoverinfo: "skip",
     line: { color: css("--soft"), width: 1.5, shape: data.metrics[x].better === "higher" ? "vh" : "hv" } });
-  traces.push(dots(thin(faint, null), 0.4), dots(kept, 1, showIntervals));
+  traces.push(dots(thin(faint, null), 0.4), dots(thin(tied, null), 1, showIntervals), dots(first, 1, showIntervals));
+  const few = traces[1].x.length + traces[2].x.length, left = faint.length + tied.length - few;
   const layout = { ...frameOf(), showlegend: false, hovermode: "closest", margin: { l: 60, r: 14, t: 26, b: 48 },
     xaxis: { ...gridOf(), title: { text: escape(titleOf(x)) }, ...(points.some(i => value(x, i) > 0) && spread(points.map(i => value(x, i))) > 60 ? { type: "log", exponentformat: "power" } : {}) },
     yaxis: { ...gridOf(), title: { text: escape(titleOf(y)), standoff: 10 }, ...s.axis },
@@ -76,12 +78,11 @@ function chart() {
   Plotly.react($("chart"), traces, layout, CONFIG);
   if (!$("chart").dataset.wired) wire();
   legend(points, look);
-  const count = mark => points.filter(i => marks.get(i) === mark).length;
   $("chart").setAttribute("aria-label", titleOf(y) + " against " + titleOf(x) + ", " + plural(points.length, "point") + "; the table below has each with its mark");
-  $("chart-said").textContent = plural(count(FRONT), "point") + " on the front (filled, on the line: no other " + (state.scope === "all" ? "point of this model" : "point shown") +
-    " is at least as good in both), " + count(TIED).toLocaleString("en") + " within noise of it (hollow), " + count(DOMINATED).toLocaleString("en") + " dominated (faint). Dotted: full precision. " +
+  $("chart-said").textContent = plural(first.length, "point") + " on the front (filled, on the line: no other " + (state.scope === "all" ? "point of this model" : "point shown") +
+    " is at least as good in both), " + tied.length.toLocaleString("en") + " within noise of it (hollow), " + faint.length.toLocaleString("en") + " dominated (faint). Dotted: full precision. " +
     (showIntervals ? "Bars" : "Bars, on the point under the pointer") + ": 95 % intervals, paired with full precision. " +
-    (drawn.thinned ? "Of the dominated points " + drawn.thinned.toLocaleString("en") + " are drawn, the others lie beneath them; zooming in shows more. " : "") +
+    (left ? plural(left, "hollow or faint point") + " lie beneath others of their colour and are not drawn; zooming in shows more. " : "") +
     "A click opens a point.";
   overlay();
 }
@@ -109,9 +110,8 @@ function hover(i) {
     distinct([y, x, "bits_per_weight"]).filter(m => m in data.metrics && value(m, i) !== null).map(line).join("<br>");
 }
 
-// Of many faint points those that no other of their colour covers, by the marker's size on screen.
+// Of many points those that no other of their colour covers, by the marker's size on screen.
 function thin(rows, ranges) {
-  drawn.thinned = 0;
   if (rows.length <= MOST_DOTS) return rows;
   const { x, y, s, look } = drawn, log = v => Math.log(v);
   const points = rows.map(i => [value(x, i), s.axis.type === "log" ? log(value(y, i)) : s.up(value(y, i)), i]);
@@ -128,7 +128,7 @@ function thin(rows, ranges) {
       const key = Math.floor((p[0] - x0) / (x1 - x0 || 1) * width / size) + " " + Math.floor((p[1] - y0) / (y1 - y0 || 1) * height / size) + " " + look.get(cell("name", p[2]));
       if (!seen.has(key)) seen.set(key, p[2]);
     }
-    if (seen.size <= MOST_DOTS) { drawn.thinned = seen.size; return [...seen.values()].sort((a, b) => a - b); }
+    if (seen.size <= MOST_DOTS) return [...seen.values()].sort((a, b) => a - b);
   }
 }
 
@@ -140,14 +140,14 @@ function wire() {
   chart.on("plotly_unhover", () => { drawn.hovered = undefined; overlay(); });
   chart.on("plotly_relayout", event => {
     const zoomed = Object.keys(event).some(key => /^[xy]axis\.(range|autorange)/.test(key));
-    if (zoomed && drawn.faint.length > MOST_DOTS && !drawn.busy) {
+    if (zoomed && drawn.many.some(rows => rows.length > MOST_DOTS) && !drawn.busy) {
       drawn.busy = true;
       const f = chart._fullLayout, log = a => a.type === "log" ? a.range.map(v => 10 ** v) : a.range;
       const free = Object.keys(event).some(key => key.endsWith("autorange"));
       const yRange = f.yaxis.type === "log" ? f.yaxis.range.map(v => v * Math.LN10) : f.yaxis.range;
-      const rows = thin(drawn.faint, free ? null : { x: log(f.xaxis), y: yRange }), t = dots(rows, 0.4);
-      Plotly.restyle(chart, { x: [t.x], y: [t.y], text: [t.text], customdata: [t.customdata], "marker.size": [t.marker.size], "marker.color": [t.marker.color],
-        "marker.symbol": [t.marker.symbol], "marker.line.color": [t.marker.line.color] }, [1]).then(() => { drawn.busy = false; });
+      const t = drawn.many.map(rows => dots(thin(rows, free ? null : { x: log(f.xaxis), y: yRange }), 1)), each = get => t.map(get);
+      Plotly.restyle(chart, { x: each(t => t.x), y: each(t => t.y), text: each(t => t.text), customdata: each(t => t.customdata), "marker.size": each(t => t.marker.size),
+        "marker.color": each(t => t.marker.color), "marker.symbol": each(t => t.marker.symbol), "marker.line.color": each(t => t.marker.line.color) }, [1, 2]).then(() => { drawn.busy = false; });
     }
     overlay();
   });
@@ -162,7 +162,7 @@ function overlay() {
   const draw = (i, ring) => {
     const { x, y, s } = drawn;
     if (i === null || i === undefined || value(x, i) === null || value(y, i) === null || cell("model", i) !== state.model) return;
-    const place = (axis, v) => axis._offset + axis.c2p(axis.type === "log" ? v : v);
+    const place = (axis, v) => axis._offset + axis.c2p(v);
     const px = place(layout.xaxis, value(x, i)), py = place(layout.yaxis, s.up(value(y, i)));
     if (!isFinite(px) || !isFinite(py)) return;
     const line = (x1, y1, x2, y2) => over.append(shape("line", { x1, y1, x2, y2, stroke: css("--ink"), "stroke-width": 1.5 }));

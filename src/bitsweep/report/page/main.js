@@ -58,12 +58,16 @@ async function begin() {
   const script = document.createElement("script");
   script.textContent = await unpack("plotly");
   document.head.append(script);
-  const sight = new IntersectionObserver(seen => seen.forEach(entry => {
+  const watch = new IntersectionObserver(seen => seen.forEach(entry => {
     const part = PARTS.find(p => p.id === entry.target.id);
     part.near = entry.isIntersecting;
     if (part.near) settle(part);
   }), { rootMargin: "300px" });
-  PARTS.forEach(part => sight.observe($(part.id)));
+  let waiting = null;  // plotly follows the window alone, not the panel that takes of the width
+  new ResizeObserver(() => { clearTimeout(waiting); waiting = setTimeout(() => {
+    for (const id of ["chart", "bars", "depth"]) if ($(id)._fullLayout && $(id).clientWidth) Plotly.Plots.resize($(id));
+  }, 60); }).observe($("main"));
+  PARTS.forEach(part => watch.observe($(part.id)));
   settle(PARTS[0]);
   document.documentElement.dataset.ready = "yes";
 }

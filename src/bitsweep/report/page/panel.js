@@ -54,7 +54,7 @@ function metricsOf(i) {
       two(...changeText(m, i).split(/ (?=\[)/))])));
   }
   if (!lines.length) return [];
-  const head = make("tr", {}, ...["metric", "value [95 %]", "Δ to full precision [95 %]"].map((text, k) => make("th", { scope: "col", text, class: k ? null : "left" })));
+  const head = make("tr", {}, ...["metric", "value [95\u00a0%]", "Δ to full precision [95\u00a0%]"].map((text, k) => make("th", { scope: "col", text, class: k ? null : "left" })));
   return [heading("metrics; opening one shows how it was measured"), make("table", {}, make("thead", {}, head), make("tbody", {}, ...lines)),
     ...(data.trimmed ? [make("p", { class: "soft", text: "Intervals of values that have a paired change are left out of so large a page." })] : [])];
 }

@@ -251,7 +251,7 @@ def _said(line: acceptance.Acceptance) -> str:
     for name, most in (("memory", line.memory), ("file", line.file)):
         if most is not None:
             words.append(
-                f"{name} at most {most.value:g}{' of 16 bits' if most.relative else ' MiB'}"
+                f"{name} at most {most.value:g}{' × that in 16 bits' if most.relative else ' MiB'}"
             )
     return "; ".join(words)
 
