@@ -197,7 +197,7 @@ def test_a_delta_of_nothing_is_a_loss_of_zero() -> None:
 
 def test_scores_are_of_each_models_own_text() -> None:
     one, other = part("0.up", 0.1), part("0.up", 0.1)
-    other.point_id, other.point["model"] = "other", "other"
+    other.run_id, other.point_id, other.point["model"] = "1", "2", "other"
     other.metrics = {
         (name := metric.name.replace("in_domain", "stories")): replace(metric, name=name)
         for metric in other.metrics.values()

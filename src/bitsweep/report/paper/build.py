@@ -91,7 +91,7 @@ def differences(out: Path, results: Path) -> list[str]:
 
 
 def differ(here: Path, again: Path, names: tuple[str, ...]) -> Iterator[str]:
-    """A line for each of the files ``names`` (folders: what is in them) that two folders differ in."""
+    """A line for each file in which two folders differ, in what ``names`` name."""
     old, new = ({p.relative_to(root): p for p in _files(root, names)} for root in (here, again))
     for name in sorted({*old, *new}):
         if name not in old:
