@@ -69,7 +69,7 @@ class Tensorboard:
         begun, done = period(record)
         columns = {k: v for k, v in config(record).items() if v is not None}
         messages = [
-            _started(entry.ident, columns, begun),
+            _started(f"{label(record)} {_short(entry.ident)}", columns, begun),
             *(_scalar(k, v) for k, v in numbers(record).items() if v is not None),
         ]
         if entry.layers is not None:
@@ -162,10 +162,10 @@ def _picture(path: Path) -> Message:
     return _message(f"figures/{path.stem}", about, _strings([*size, body]))
 
 
-def _started(ident: str, columns: dict[str, Any], begun_s: float) -> Message:
+def _started(trial: str, columns: dict[str, Any], begun_s: float) -> Message:
     from tensorboard.plugins.hparams import summary_v2
 
-    made: Message = summary_v2.hparams_pb(columns, trial_id=ident, start_time_secs=begun_s)
+    made: Message = summary_v2.hparams_pb(columns, trial_id=trial, start_time_secs=begun_s)
     return made
 
 
