@@ -109,6 +109,16 @@ def test_a_refused_point_by_itself_is_one_line_and_leaves_nothing(
     assert not (desk.folder / "results" / "none").exists()
 
 
+def test_what_shows_only_with_the_weights_at_hand_is_said_once(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.dispatch(["run", *desk.overrides("data.window=100000")]) == cli.MISTAKE
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("bitsweep: data.window=100000: ")
+    assert said.err.count("\n") == 1
+
+
 def test_results_that_can_not_be_written_are_found_first(
     desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,8 @@ def test_every_configuration_file_opens_with_one_line_about_itself(group: str) -
         ("method=gptqq", r"method=gptqq: no such method; did you mean gptq or .*\(choices: .*rtn"),
         ("policy=zzzzzz", r"policy=zzzzzz: no such policy \(choices: .*by_role"),
         ("bits=2,3", "bits=2,3: several values are a sweep; use bitsweep run -m"),
+        ("+modle=reference", "modle: no such key|modle=reference: no such key; did you mean model"),
+        ("bits 4", "bits 4: not an override; write key=value$"),
         ("bits=[", r"bits=\[: not an override; write key=value"),
         ("+bits=3", r"\+bits: is there already; write bits=VALUE without the \+"),
         ("+experiments=deno", "deno: no such experiment; did you mean demo"),
@@ -66,12 +68,33 @@ def test_hydras_errors_are_one_line_with_the_nearest_names(override: str, messag
     assert "\n" not in str(caught.value)
 
 
-def test_broken_yaml_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "line", "why"),
+    [
+        ("a: [1\nb: {\n", 2, "did not find expected|expected ',' or ']'"),
+        ("a: 1\n\tb: 2\n", 2, "cannot start any token"),
+        ("a: 1\na: 2\n", 2, "duplicate key a"),
+    ],
+)
+def test_broken_yaml_is_one_line_with_the_place(
+    text: str, line: int, why: str, tmp_path: Path
+) -> None:
     (tmp_path / "method").mkdir()
-    (tmp_path / "method" / "mine.yaml").write_text("a: [1\nb: {\n")
-    with pytest.raises(UserError) as caught:
+    (tmp_path / "method" / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=rf"mine.yaml, line {line}: .*({why})") as caught:
         compose(["method=mine"], str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_an_experiment_that_is_no_utf8_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").mkdir()
+    text = "# Grüße\ngrids:\n  - {method: rtn}\n"
+    (tmp_path / "experiments" / "mine.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"mine.yaml: is not UTF-8 .*; convert it"):
+        compose(["+experiments=mine"])
 
 
 def test_a_folder_of_the_users_own_adds_choices(tmp_path: Path) -> None:

@@ -95,6 +95,10 @@ class Bomb:
         return Path.touch, (self.trap,)
 
 
+def test_a_file_in_place_of_the_folder_is_told_apart(whole: Path) -> None:
+    assert refusal(whole / "model.safetensors") == "is a file; give the folder that it lies in"
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
 def test_a_pickle_is_never_read(name: str, whole: Path, tmp_path: Path) -> None:
     (whole / "model.safetensors").unlink()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitsweep.axes import GROUPS
+from bitsweep.axes import GROUPS, KNOWN
 from bitsweep.errors import UserError
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def _missing(values: Any, where: str = "") -> Iterator[str]:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn what Hydra, OmegaConf and PyYAML raise into a UserError of one line."""
+    """Turn what Hydra, OmegaConf, PyYAML and wrong bytes raise into a UserError of one line."""
     import yaml
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -214,14 +214,22 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(explain(error)) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{_not_utf8()}: is not UTF-8 ({error.reason}); convert it") from error
 
 
 def explain(error: Exception) -> str:
     """One line for an error of Hydra's, with the nearest names where a name is unknown."""
+    import yaml
     from hydra.errors import MissingConfigException, OverrideParseException
 
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: not an override; write key=value ({_first_line(error)})"
+        line = _first_line(error)
+        why = f" ({line})" if "expecting" in line else ""  # other lines repeat the override
+        return f"{error.override}: not an override; write key=value{why}"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: not sound YAML: {error.problem}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _no_such_choice(error.missing_cfg_file, error.options or ())
     text = str(error)
@@ -253,9 +261,19 @@ def _no_such_key(key: str, given: str, cause: BaseException | None) -> str:
     siblings = [str(k) for k in parent] if isinstance(parent, Mapping) or parent else []
     siblings = [name for name in siblings if name not in ("hydra", "_target_")]
     head, dot, _ = key.rpartition(".")
-    near = [f"{head}{dot}{name}" for name in siblings]
+    near = [f"{head}{dot}{name}" for name in siblings or (() if head else KNOWN)]
     guess = nearest(key, near) or (choices(near) if head else "")
     return f"{given}: no such key{guess}"
+
+
+def _not_utf8() -> str:
+    """The experiment whose bytes are no text; the decoder does not say which file it read."""
+    for path in experiments().values():
+        try:
+            path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return str(path)
+    return "a YAML file of --config-dir"
 
 
 def _first_line(error: BaseException) -> str:

@@ -192,10 +192,14 @@ def _check_axes(axes: Mapping[str, Any], run: Mapping[str, Any]) -> None:
             f"group_size={axes['group_size']}: takes a number of weights, "
             "-1 (per output channel) or 0 (per tensor)"
         )
-    if not 0 <= axes["seed"] < 2**63:
-        raise UserError(f"seed={axes['seed']}: takes a whole number from 0")
+    _check_seed("seed", axes["seed"])
     if run["threads"] is not None and run["threads"] < 1:
         raise UserError(f"threads={run['threads']}: takes a whole number from 1, or null")
+
+
+def _check_seed(key: str, seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise UserError(f"{key}={seed}: takes a whole number from 0 to {2**63 - 1}")
 
 
 def _mapping(key: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -364,8 +368,13 @@ def _calibration(name: str, value: Mapping[str, Any], data: Data) -> Calibration
     windows = fit("calibration.windows", rest.get("windows", 128), int)
     window = fit("calibration.window", rest.get("window"), int | None)
     seed = fit("calibration.seed", rest.get("seed", 0), int)
-    if windows < 1 or (window is not None and window < 2):
-        raise UserError("calibration: takes windows=1 or more, of window=2 tokens or more")
+    if windows < 1:
+        raise UserError(f"calibration.windows={windows}: takes a whole number from 1")
+    if window is not None and window < 2:
+        raise UserError(
+            f"calibration.window={window}: takes 2 tokens or more; without one it is data.window"
+        )
+    _check_seed("calibration.seed", seed)
     choice = fit("calibration.choice", rest.get("choice", "random"), str)
     if choice not in CHOICES:
         raise UserError(

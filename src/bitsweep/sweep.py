@@ -235,8 +235,11 @@ class Session:
         job = config.parse(plain, taken, command_line("run", typed(overrides)))
         return self.execute(Candidate(overrides, job, "run"))  # another sweeper's: not surveyed
 
-    def execute(self, candidate: Candidate) -> Outcome:
-        """Run the missing Records of one valid point, mirror them, print its line."""
+    def execute(self, candidate: Candidate, alone: bool = False) -> Outcome:
+        """Run the missing Records of one valid point, mirror them, print its line.
+
+        ``alone``: what went wrong by the user's mistake is the caller's to say.
+        """
         from bitsweep.run import execute
 
         job, label = candidate.job, candidate.label
@@ -259,7 +262,10 @@ class Session:
             if record.run_id in new:
                 mirror.log(record)
         self.outcomes.append(outcome)
-        self.progress.end(outcome, time.perf_counter() - started)
+        if alone and outcome.error is not None:
+            self.progress.close()
+        else:
+            self.progress.end(outcome, time.perf_counter() - started)
         return outcome
 
     def single(self, candidate: Candidate) -> list[Record]:
@@ -271,7 +277,7 @@ class Session:
         if candidate.fate == "refused":
             raise UserError(candidate.reason)
         Store(candidate.job.point.folder).prepare()
-        outcome = self.execute(candidate)
+        outcome = self.execute(candidate, alone=True)
         if outcome.error is not None:
             raise UserError(outcome.error)
         return outcome.records

@@ -177,7 +177,7 @@ def question(experiment: str) -> str:
 def opening(path: Path) -> str:
     """The comment at the head of a YAML up to its first empty line."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         text = line.lstrip("#").strip()
         if not line.startswith("#") or not text or text.startswith("@package"):
             break

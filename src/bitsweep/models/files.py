@@ -161,6 +161,8 @@ def locate(source: ModelSource, weights: bool, artifacts: Artifacts) -> Files:
             )
     elif (folder := Path(path).expanduser()).is_dir():
         pass
+    elif folder.is_file():
+        raise UserError(f"model.path={path}: is a file; give the folder that it lies in")
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) and not path.startswith("."):
         folder, hub_id = _snapshot(source, weights, artifacts), path
     else:

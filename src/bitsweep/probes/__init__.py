@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from bitsweep.errors import UserError
 from bitsweep.record import Kind, Measurement
 
 if TYPE_CHECKING:
@@ -38,6 +39,14 @@ class Probe(Protocol):
     def __call__(self, model: Model, reference: Reference) -> Measurement:
         """Measure ``model``, and what differs from the full-precision model of ``reference``."""
         ...
+
+
+def check_counts(key: str, probe: Any, *options: str) -> None:
+    """Raises UserError for one of ``options`` of ``probes.<key>`` below 1; None asks for all."""
+    for name in options:
+        value = getattr(probe, name)
+        if value is not None and value < 1:
+            raise UserError(f"probes.{key}.{name}={value}: give at least 1")
 
 
 def needs(probe: Probe) -> Needs:

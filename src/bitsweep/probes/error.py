@@ -24,6 +24,7 @@ from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference
 from bitsweep.fold import factor_since
 from bitsweep.models.offload import visiting
+from bitsweep.probes import check_counts
 from bitsweep.probes.perplexity import cut_text, text_identity
 from bitsweep.record import Kind, Measurement, Metric
 
@@ -46,6 +47,9 @@ class Error:
 
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "quality"
+
+    def __post_init__(self) -> None:
+        check_counts("error", self, "tokens")
 
     def identity(self, data: Data, artifacts: Artifacts) -> dict[str, Any]:
         return {"tokens": self.tokens, **text_identity(data, artifacts)}

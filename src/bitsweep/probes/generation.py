@@ -22,6 +22,7 @@ from bitsweep.data import Data, Item, Reference, TaskSet
 from bitsweep.errors import UserError
 from bitsweep.greedy import generate
 from bitsweep.overlap import ROUGE, Bleu, bleu, references_of, rouge, rouge_signature
+from bitsweep.probes import check_counts
 from bitsweep.record import Delta, Kind, Measurement, Metric
 from bitsweep.stats import Array, Interval
 
@@ -43,6 +44,9 @@ class Generation:
 
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "quality"
+
+    def __post_init__(self) -> None:
+        check_counts("generation", self, "limit")
 
     def identity(self, data: Data, artifacts: Artifacts) -> dict[str, Any]:
         tasks = {name: task.identity(artifacts) for name, task in data.tasks.items()}

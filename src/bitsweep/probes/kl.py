@@ -20,6 +20,7 @@ from bitsweep import stats
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference
 from bitsweep.forward import log_probabilities
+from bitsweep.probes import check_counts
 from bitsweep.probes.perplexity import Cut, cut_text, text_identity
 from bitsweep.record import Kind, Measurement, Metric
 
@@ -43,6 +44,9 @@ class KL:
 
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "quality"
+
+    def __post_init__(self) -> None:
+        check_counts("kl", self, "tokens")
 
     def identity(self, data: Data, artifacts: Artifacts) -> dict[str, Any]:
         return {"tokens": self.tokens, **text_identity(data, artifacts)}

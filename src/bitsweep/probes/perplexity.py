@@ -20,6 +20,7 @@ from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference, TextSource, stream, windows
 from bitsweep.errors import UserError
 from bitsweep.forward import KEPT_BYTES, scores
+from bitsweep.probes import check_counts
 from bitsweep.record import Delta, Kind, Measurement, Metric
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ class Perplexity:
 
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "quality"
+
+    def __post_init__(self) -> None:
+        check_counts("perplexity", self, "tokens")
 
     def identity(self, data: Data, artifacts: Artifacts) -> dict[str, Any]:
         return {"tokens": self.tokens, **text_identity(data, artifacts)}

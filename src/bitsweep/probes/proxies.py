@@ -25,6 +25,7 @@ from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration, CalibrationSpec
 from bitsweep.data import Data, Reference
 from bitsweep.methods import tied_embedding
+from bitsweep.probes import check_counts
 from bitsweep.probes.error import moved, weight_of
 from bitsweep.record import Kind, Measurement, Metric
 from bitsweep.statistics import Hessian
@@ -48,6 +49,9 @@ class Proxies:
 
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "quality"
+
+    def __post_init__(self) -> None:
+        check_counts("proxies", self, "windows")
 
     def identity(self, data: Data, artifacts: Artifacts) -> dict[str, Any]:
         text = data.calibration and data.calibration.identity(artifacts)

@@ -18,6 +18,7 @@ import numpy as np
 from bitsweep import questions, stats
 from bitsweep.artifacts import Artifacts, digest
 from bitsweep.data import Data, Reference
+from bitsweep.probes import check_counts
 from bitsweep.record import Delta, Kind, Measurement, Metric
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ class Tasks:
 
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "quality"
+
+    def __post_init__(self) -> None:
+        check_counts("tasks", self, "limit", "batch_size")
 
     def identity(self, data: Data, artifacts: Artifacts) -> dict[str, Any]:
         asked = {name: questions.identity(name, data, artifacts) for name in data.questions}

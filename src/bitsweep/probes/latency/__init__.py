@@ -45,6 +45,7 @@ from bitsweep.data import Data, Reference
 from bitsweep.engines import Engine, Runner, runner
 from bitsweep.errors import UserError
 from bitsweep.models import Model
+from bitsweep.probes import check_counts
 from bitsweep.probes._decoding import tokens, too_long
 from bitsweep.probes.latency import machine, turns
 from bitsweep.probes.latency.machine import Bandwidth
@@ -114,9 +115,7 @@ class Latency:
                 raise UserError(f"probes.latency.{name}={list(values)}: give numbers above 0")
         if not set(self.baselines) <= {*DTYPES}:
             raise UserError(f"probes.latency.baselines={list(self.baselines)}: use bf16, fp32")
-        for name in ("tokens", "rounds"):
-            if getattr(self, name) < 1:
-                raise UserError(f"probes.latency.{name}={getattr(self, name)}: give at least 1")
+        check_counts("latency", self, "tokens", "rounds")
 
     def identity(self, data: Data, artifacts: Artifacts) -> dict[str, Any]:
         """All options but the engine, which the machine names; a price only where there is one."""

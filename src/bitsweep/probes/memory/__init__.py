@@ -24,8 +24,8 @@ from bitsweep import engines, provenance
 from bitsweep.artifacts import Artifacts, plain
 from bitsweep.data import Data, Reference
 from bitsweep.engines import Engine, runner
-from bitsweep.errors import UserError
 from bitsweep.models import Model
+from bitsweep.probes import check_counts
 from bitsweep.probes._decoding import too_long
 from bitsweep.record import Delta, Kind, Measurement, Metric
 
@@ -50,9 +50,7 @@ class Memory:
     kind: ClassVar[Kind] = "timing"
 
     def __post_init__(self) -> None:
-        for name in ("batch", "prompt", "tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"probes.memory.{name}={getattr(self, name)}: give at least 1")
+        check_counts("memory", self, "batch", "prompt", "tokens")
 
     def identity(self, data: Data, artifacts: Artifacts) -> dict[str, Any]:
         return {name: value for name, value in plain(self).items() if name != "engine"}
