@@ -78,6 +78,7 @@ def test_the_last_value_of_a_key_wins() -> None:
         ({"bits": 3}, [], "grids: takes a list of mappings"),
         ([{"bits": []}], [], r"grids\[0\].bits: has no values"),
         (None, ["bits=interval(2,4)"], "bits=interval"),
+        (None, ["bits=range(2,5,0)"], r"bits=range\(2,5,0\): .*must not be zero"),
         (
             [{"method": "a", "bits": 3}, {"method": "b", "bits": 4}],
             ["method=a", "bits=4"],

@@ -103,7 +103,10 @@ def _given(arguments: Sequence[str], config_loader: Any) -> Axes:
             if not override.is_sweep_override():
                 given[key] = [line]
             elif override.is_discrete_sweep():
-                given[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+                try:
+                    given[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+                except ValueError as error:  # range(2,5,0)
+                    raise UserError(f"{line}: {error}") from error
             else:
                 raise UserError(f"{line}: takes a list of values; an interval has no end of them")
     return given
