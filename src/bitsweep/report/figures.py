@@ -35,7 +35,7 @@ from bitsweep.report.tables import heat, primaries, speed_metric
 LONGEST = 46
 """Letters of a name in a legend one column wide."""
 
-MOST_LINES = 6
+MOST_LINES = 4
 """Of a legend, before the figure grows with it."""
 
 MOST_POINTS = 300
@@ -191,7 +191,8 @@ def front_figure(
     axes.set_xlim(low - (0 if higher else room), high + (room if higher else 0))
     longest = max(map(len, called.values()))
     columns = 5 if longest <= 9 else 2 if longest <= LEGEND_CAP else 1
-    lines = math.ceil(len(called) / columns)
+    handles, _ = axes.get_legend_handles_labels()
+    lines = math.ceil(len(handles) / columns) + bool(title)
     figure.set_figheight(2.5 + 0.13 * max(0, lines - MOST_LINES))
     axes.legend(
         title=title or None, alignment="left", frameon=False, ncols=columns,

@@ -210,8 +210,10 @@ def _block(
 
 
 def _own_line(table: Table) -> bool:
-    """Whether full precision is a row; in a pivot it stands in the title of its block."""
-    return table.columns is None and table.blocks == ("model",)
+    """Whether full precision is a row; in a pivot, and where all are changes to it, it stands in
+    the title of its block."""
+    values = any(value.show == "value" for value in table.shown())
+    return table.columns is None and table.blocks == ("model",) and values
 
 
 def _title(

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
-from matplotlib.ticker import FixedLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from bitsweep.compose import choices, nearest
 from bitsweep.errors import UserError
@@ -172,7 +172,7 @@ def _dress(axes: Axes, figure: Lines, places: list[float], title: str, series: i
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
     if len(places) <= 8:
         axes.xaxis.set_major_locator(FixedLocator(places))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     if value.show == "change":
         axes.axhline(0, color=FAINT, lw=0.7, ls=":")
