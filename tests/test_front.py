@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import random
+
 import pandas as pd
+import pytest
 import records
 
 from bitsweep.record import Metric
@@ -83,3 +87,39 @@ def test_each_model_has_a_front_of_its_own():
 def test_a_metric_that_nobody_has_marks_nothing():
     table = frame([records.record(metrics=[records.ppl(3)])])
     assert front(table, "file_mib", "ppl/in_domain").equals(pd.Series([""], dtype=object))
+
+
+def by_definition(points: list[tuple[float | None, float | None, float, float]]) -> list[str]:
+    """Marks of (cost, perplexity, lo, hi), both to be minimised, by comparing all with all."""
+
+    def dominates(one: int, other: int) -> bool:
+        (x, y, *_), (u, v, *_) = points[one], points[other]
+        return x <= u and y <= v and (x < u or y < v)  # type: ignore[operator]
+
+    able = [i for i, (x, y, *_) in enumerate(points) if x is not None and y is not None]
+    best = [i for i in able if not any(dominates(j, i) for j in able)]
+    found = []
+    for i in range(len(points)):
+        above = [j for j in best if i in able and dominates(j, i)]
+        tied = all(points[i][2] <= points[j][3] for j in above)
+        found.append("front" if i in best else "" if i not in able else
+                     "tied" if tied else "dominated")  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_front_is_what_comparing_all_with_all_gives(seed: int) -> None:
+    draw = random.Random(seed)
+    steps = (3, 10, 10**6)[seed % 3]  # few values: many points are equal in one or both
+    points = []
+    for _ in range(draw.choice((1, 2, 40, 150))):
+        x, y = (draw.randrange(steps) / steps for _ in range(2))
+        half = draw.choice((0.0, 0.05, 0.3, math.nan))
+        points.append((*(v if draw.random() < 0.9 else None for v in (x, y)), y - half, y + half))
+    table = pd.DataFrame(points, columns=["x", "ppl", "ppl.delta.lo", "ppl.delta.hi"], dtype=float)
+    table = table.assign(model="m", status="ok", method="rtn")
+    for direction in ("lower", "higher"):
+        sign = 1 if direction == "lower" else -1
+        turned = table.assign(x=sign * table["x"])
+        turned.attrs["metrics"] = {"x": {"better": direction}, "ppl": {"better": "lower"}}
+        assert list(front(turned, "x", "ppl")) == by_definition(points)

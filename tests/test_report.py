@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from rich.console import Console
 
 from bitsweep import report
 from bitsweep.errors import UserError
+from bitsweep.report import frame, origin, sheet, tables
 from bitsweep.store import Store
 
 
@@ -86,6 +89,63 @@ def test_two_experiments_are_reported_together_beside_them(tmp_path: Path):
     made = report.write(one, two)
     assert made.folder == tmp_path / "one+two"
     assert len(made.frame) == 2
+
+
+def test_a_file_that_is_no_record_costs_no_report(tmp_path: Path, capsys):
+    folder = filled(tmp_path / "demo", [records.record("rtn", 4, metrics=[records.ppl(3)])])
+    (folder / "records" / "bad.json").write_text('{"schema": 1')
+    assert len(report.write(folder).frame) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"bitsweep: {folder}/records/bad.json: not a Record (")
+
+
+def test_a_point_of_two_experiments_is_a_row_of_each(tmp_path: Path):
+    rows = [records.record("rtn", 4, metrics=[records.ppl(3), records.number("file_mib", 2)])]
+    one, two = (filled(tmp_path / name, rows) for name in ("one", "two"))
+    for folder in (one, two):
+        rows[0].experiment = folder.name
+        filled(folder, rows)
+    table = report.write(one, two).frame
+    assert list(table["experiment"]) == ["one", "two"]
+    assert table["run_id"].nunique() == 1
+
+
+def many(count: int) -> list:
+    """Measured points that differ in their seeds, each with numbers of its own."""
+    rows = []
+    for seed in range(count):
+        drawn = random.Random(seed)
+        metrics = [
+            *(records.ppl(v, 0.99 * v, 1.01 * v) for v in [drawn.uniform(2.7, 9)]),
+            records.number("file_mib", drawn.uniform(1, 9), better="lower"),
+        ]
+        rows.append(records.record("gptq", 4, seed=seed, metrics=metrics))
+    return rows
+
+
+def test_ten_times_the_records_take_about_ten_times_as_long():
+    def seconds(count: int) -> float:
+        rows = many(count)
+        started = time.process_time()
+        made = tables.sheets(frame.frame(rows), origin.origin(rows))
+        for each in made.values():
+            for render in (sheet.markdown, sheet.as_csv, sheet.latex):
+                render(each)
+        return time.process_time() - started
+
+    seconds(20)
+    assert seconds(2000) < 25 * seconds(200)
+
+
+def test_a_table_of_thousands_shows_the_front_and_its_csv_has_all():
+    rows = many(tables.MOST_LINES + 1)
+    main = tables.sheets(frame.frame(rows), "")["main"]
+    assert len(main.values) == tables.MOST_LINES + 1
+    assert {line.cells[-1] for line in main.lines} <= {"front", "tied"}
+    left = tables.MOST_LINES + 1 - len(main.lines)
+    assert main.notes[0] == (
+        f"{left:,} more rows, none on the front or tied, stand in this table's CSV."
+    )
 
 
 def test_merged_points_are_kept_for_the_report(tmp_path: Path):

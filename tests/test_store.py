@@ -1,3 +1,4 @@
+import gc
 import json
 import multiprocessing
 
@@ -50,6 +51,33 @@ def test_a_file_that_is_no_record_is_named(tmp_path):
     store.record_path("b" * 64).write_text(json.dumps({"schema": 99}))
     with pytest.raises(UserError, match=r"b{64}.*schema 99"):
         store.records()
+
+
+def test_a_file_that_is_no_record_is_warned_of_and_the_others_are_read(tmp_path):
+    store = Store(tmp_path)
+    store.put(record(), [])
+    store.record_path("b" * 64).write_text("{")
+    said = []
+    assert [found.run_id for found in store.records(warn=said.append)] == ["a" * 64]
+    assert len(said) == 1
+    assert "b" * 64 in said[0]
+
+
+def test_unfinished_files_are_no_records(tmp_path):
+    store = Store(tmp_path)
+    store.put(record(), [])
+    (tmp_path / "records" / ".cut.json").write_text("{")
+    (tmp_path / "records" / "note.txt").write_text("{")
+    (tmp_path / "records" / f"{'c' * 64}.json").symlink_to(tmp_path / "gone")  # listed, then moved
+    assert len(store.records()) == 1
+
+
+def test_the_collector_is_left_as_it_was(tmp_path):
+    for turn in (gc.disable, gc.enable):
+        turn()
+        before = gc.isenabled()
+        Store(tmp_path).records()
+        assert gc.isenabled() is before
 
 
 def test_a_place_that_is_a_file_is_refused_before_any_work(tmp_path):

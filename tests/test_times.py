@@ -158,8 +158,8 @@ def test_the_page_has_the_table() -> None:
     table = frame([timed(4, "torch_int4")])
     content = payload.of(table)
     assert content["metrics"]["decode_mib"]["title"] == "weights read by a step, MiB"
-    block, *_ = sections.of(table, [])["latency"]["blocks"]
-    assert block["name"] == "reference, batch 1, prompt 32, 1 thread"
+    names = [block["name"] for block in sections.of(table, [])["latency"]["blocks"]]
+    assert "reference, batch 1, prompt 32, 1 thread" in names
 
 
 def test_the_terminal_shows_the_first_shape_and_how_many_more(tmp_path: Path) -> None:

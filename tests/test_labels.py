@@ -1,0 +1,50 @@
+"""A frame's rows as they are read, and which of its axes have to be named."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import records
+
+from bitsweep.report import labels
+from bitsweep.report.frame import frame
+
+
+def test_a_row_is_its_cells_and_none_where_one_is_empty() -> None:
+    table = pd.DataFrame(
+        {
+            "bits": pd.Series([4, None], dtype="Int64"),
+            "ppl": [2.5, float("nan")],
+            "policy": pd.Series(["uniform", None], dtype=object),
+        }
+    )
+    first, second = labels.rows(table)
+    assert dict(first) == {"bits": 4, "ppl": 2.5, "policy": "uniform"}
+    assert type(first["bits"]) is int
+    assert dict(second) == {"bits": None, "ppl": None, "policy": None}
+
+
+def test_a_column_that_no_row_has_is_a_default_or_a_mistake() -> None:
+    (row,) = labels.rows(pd.DataFrame({"bits": [4]}))
+    assert (row.get("kv"), row.get("kv", "none"), "kv" in row) == (None, "none", False)
+    with pytest.raises(KeyError):
+        row["kv"]
+
+
+def test_values_are_the_rows_of_some_columns() -> None:
+    rows = labels.rows(pd.DataFrame({"a": [1, 2], "b": [3.0, None]}))
+    assert rows.values(["b", "a"]) == ((3.0, 1), (None, 2))
+
+
+def test_an_axis_varies_where_one_models_quantized_points_differ() -> None:
+    one = records.record("rtn", 4, misfit="ragged", recover="low_rank")
+    two = records.record("gptq", 4, recover="")
+    other = records.record("gptq", 4, dtype="bfloat16", model="other")
+    assert labels.varying(frame([one, two, other])) == ["recover"]
+
+
+def test_values_are_told_apart_by_how_they_are_written() -> None:
+    rows = [records.record("rtn", 4), records.record("hqq", 4)]
+    for row, value in zip(rows, (1, True), strict=True):
+        row.point["data"] = value
+    assert labels.varying(frame(rows)) == ["data"]
