@@ -23,8 +23,8 @@ from bitsweep.store import Store
 
 ASSETS = Path(__file__).parent
 SCRIPTS = (
-    "basics", "data", "front", "state", "filters", "chart", "best", "heat", "table", "panel",
-    "sections", "main",
+    "basics", "data", "front", "state", "filters", "looks", "chart", "over", "best", "heat",
+    "table", "panel", "record", "sections", "main",
 )  # fmt: skip
 """In this order they are one script: each uses what stands in those before it."""
 

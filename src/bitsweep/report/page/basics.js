@@ -16,7 +16,10 @@ function make(tag, has = {}, ...children) {
 
 const escape = text => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 // plotly reads some markup in its texts; nothing of a Record may become a link or a line of it
-const cut = (text, most) => { text = String(text); return text.length > most ? text.slice(0, most - 1) + "…" : text; };
+const cut = (text, most) => {
+  text = String(text);
+  return text.length > most ? text.slice(0, most - 1) + "…" : text;
+};
 const distinct = values => [...new Set(values)];
 const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const plural = (n, one, many = one + "s") => n.toLocaleString("en") + " " + (n === 1 ? one : many);
@@ -26,30 +29,48 @@ function number(value, digits = 5) {
   if (typeof value !== "number") return String(value);
   if (Number.isInteger(value) && Math.abs(value) < 1e7) return String(value).replace("-", "−");
   const size = Math.abs(value);
-  const text = size >= 1e6 || (size < 1e-4 && size > 0) ? value.toExponential(2) :
-    size >= 10 ** digits ? value.toFixed(0) : value.toPrecision(digits);
+  const text =
+    size >= 1e6 || (size < 1e-4 && size > 0)
+      ? value.toExponential(2)
+      : size >= 10 ** digits
+        ? value.toFixed(0)
+        : value.toPrecision(digits);
   return text.replace("-", "−");
 }
 
 function signed(value) {
-  const size = Math.abs(value), digits = size < 0.1 ? 3 : size < 10 ? 2 : size < 1000 ? 1 : 0;
+  const size = Math.abs(value),
+    digits = size < 0.1 ? 3 : size < 10 ? 2 : size < 1000 ? 1 : 0;
   if (size >= 1e6) return (value < 0 ? "−" : "+") + size.toExponential(1);
   return (Number(value.toFixed(digits)) < 0 ? "−" : "+") + size.toFixed(digits);
 }
 
 async function copy(text, button) {
   const before = button.textContent;
-  try { await navigator.clipboard.writeText(text); }
-  catch {  // without permission, or where the page has no secure origin
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    // without permission, or where the page has no secure origin
     const area = make("textarea", { style: "position:fixed;opacity:0" });
-    area.value = text; document.body.append(area); area.select();
-    document.execCommand("copy"); area.remove();
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
   }
   button.textContent = "copied";
-  setTimeout(() => { button.textContent = before; }, 1200);
+  setTimeout(() => {
+    button.textContent = before;
+  }, 1200);
 }
 
 function fill(select, values, titles, now) {
-  select.replaceChildren(...values.map((value, i) => { const option = make("option", { text: titles[i] }); option.value = value; return option; }));
+  select.replaceChildren(
+    ...values.map((value, i) => {
+      const option = make("option", { text: titles[i] });
+      option.value = value;
+      return option;
+    }),
+  );
   if (values.includes(now)) select.value = now;
 }

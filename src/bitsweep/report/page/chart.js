@@ -1,131 +1,232 @@
 // Quality against cost. Filled: on the front; hollow: within noise of it; faint: dominated.
-const LIGHT = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5F5F5F", "#B8A800"];
-const DARK = ["#4C9FE0", "#F0833A", "#2FC79A", "#E394C0", "#F2B53D", "#A5DBFA", "#B9B9B9", "#DCCB3C"];
-const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "hexagon"];
-const OTHERS = -1, MOST_DOTS = 1800, MOST_INTERVALS = 60;
-const paint = k => k === OTHERS ? (dark() ? "#7d868f" : "#8A8A8A") : (dark() ? DARK : LIGHT)[k];
-let drawn = null;  // what stands in the chart now, for hover and zoom
+let drawn = null; // what stands in the chart now, for hover and zoom
 
-let names = null;
-const allNames = () => names ??= distinct(data.columns.name.i.filter((_, i) => measured(i) && !reference(i))).map(k => data.columns.name.v[k]).sort();
-
-// name -> index of its colour and symbol: those of the figures where eyes can tell them apart, else
-// the names most on the front get one, the others are grey.
-function looks(points, marks) {
-  const present = distinct(points.map(i => cell("name", i))), every = allNames();
-  if (every.length <= LIGHT.length) return new Map(present.map(n => [n, every.indexOf(n)]));
-  const count = new Map(present.map(n => [n, [0, 0, 0]]));
-  for (const i of points) count.get(cell("name", i))[[FRONT, TIED, DOMINATED].indexOf(marks.get(i) || DOMINATED)]++;
-  const ranked = present.sort((a, b) => { const p = count.get(a), q = count.get(b);
-    return q[0] - p[0] || q[1] - p[1] || q[2] - p[2] || (a < b ? -1 : 1); });
-  const most = ranked.length <= LIGHT.length ? LIGHT.length : LIGHT.length - 1;
-  const first = ranked.slice(0, most).sort();
-  return new Map(ranked.map(n => [n, first.indexOf(n)]));
-}
-
-// A ratio to full precision is drawn by the logarithm of its excess, linear below 0.05 %: on a plain
-// axis everything from 4 bits up would lie within a line's width of the reference.
-function scale(metric, base, values, phone) {
-  if (base !== null && base > 0 && data.metrics[metric].delta === "ratio" && metric.startsWith("ppl")) {
-    const up = v => Math.asinh((v / base - 1) * 100 / 0.05);
-    const ticks = [0, 0.1, 1, 10, 100, 1000, 1e4, 1e6, 1e8];
-    const low = values.reduce((least, v) => Math.min(least, v), base);
-    if (low < base * 0.9995) for (const t of [-0.1, -1, -10, -50]) if (base * (1 + t / 100) > low * 0.98) ticks.push(t);
-    ticks.sort((a, b) => a - b);
-    const said = t => (t > 0 ? "+" : "−") + (Math.abs(t) >= 1e4 ? Math.abs(t).toExponential(0).replace("+", "") : Math.abs(t)) + " %";
-    const name = t => { const v = number(base * (1 + t / 100), 4); return phone ? t ? said(t) : v : t ? v + "  (" + said(t) + ")" : v; };
-    return { up, axis: { tickvals: ticks.map(t => up(base * (1 + t / 100))), ticktext: ticks.map(name) } };
-  }
-  if (/^(kl|weight_error|output_error|hidden_error)/.test(metric) && values.every(v => v > 0)) return { up: v => v, axis: { type: "log", exponentformat: "power" } };
-  return { up: v => v, axis: {} };
-}
-
-const frameOf = () => ({ paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("--ink"), family: "system-ui, sans-serif", size: 12 },
-  modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--accent") }, hoverlabel: { align: "left", bgcolor: css("--card"), bordercolor: css("--soft"), font: { color: css("--ink"), size: 12 } } });
-const gridOf = () => ({ gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true });
-const CONFIG = { responsive: false, displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]], toImageButtonOptions: { format: "svg", filename: "front" } };
-
-const hasChart = () => view.x in data.metrics && view.y in data.metrics && view.all.some(i => !reference(i) && partOf(i) === null && value(view.x, i) !== null && value(view.y, i) !== null);
+const hasChart = () =>
+  view.x in data.metrics &&
+  view.y in data.metrics &&
+  view.all.some(
+    i => !reference(i) && partOf(i) === null && value(view.x, i) !== null && value(view.y, i) !== null,
+  );
 
 function chart() {
-  const { x, y } = view, marks = view.marks, model = state.model;
-  const points = view.rows.filter(i => !reference(i) && measured(i) && value(x, i) !== null && value(y, i) !== null && marks.has(i));
-  const baseY = base(model, y), baseX = data.metrics[x].delta === "ratio" || x.startsWith("decode_vs") ? base(model, x) : null;
-  const phone = innerWidth < 700, s = scale(y, baseY, points.map(i => value(y, i)), phone);
-  const marked = mark => points.filter(i => marks.get(i) === mark), first = marked(FRONT), tied = marked(TIED), faint = marked(DOMINATED);
-  const look = looks(points, marks), showIntervals = first.length + tied.length <= MOST_INTERVALS;
-  drawn = { x, y, s, many: [faint, tied], look, size: points.length > 600 ? 7 : 9 };
+  const { x, y } = view,
+    marks = view.marks,
+    model = state.model;
+  const points = view.rows.filter(
+    i => !reference(i) && measured(i) && value(x, i) !== null && value(y, i) !== null && marks.has(i),
+  );
+  const baseY = base(model, y),
+    baseX = data.metrics[x].delta === "ratio" || x.startsWith("decode_vs") ? base(model, x) : null;
+  const phone = innerWidth < 700,
+    s = scale(
+      y,
+      baseY,
+      points.map(i => value(y, i)),
+      phone,
+    );
+  const marked = mark => points.filter(i => marks.get(i) === mark),
+    first = marked(FRONT),
+    tied = marked(TIED),
+    faint = marked(DOMINATED);
+  const look = looks(points, marks),
+    showIntervals = first.length + tied.length <= MOST_INTERVALS;
+  drawn = { x, y, s, many: [faint, tied, first], look, size: points.length > 600 ? 7 : 9 };
   const traces = [];
   const best = [...first].sort((a, b) => value(x, a) - value(x, b) || value(y, a) - value(y, b));
-  traces.push({ x: best.map(i => value(x, i)), y: best.map(i => s.up(value(y, i))), mode: "lines", hoverinfo: "skip",
-    line: { color: css("--soft"), width: 1.5, shape: data.metrics[x].better === "higher" ? "vh" : "hv" } });
-  traces.push(dots(thin(faint, null), 0.4), dots(thin(tied, null), 1, showIntervals), dots(first, 1, showIntervals));
-  const few = traces[1].x.length + traces[2].x.length, left = faint.length + tied.length - few;
-  const layout = { ...frameOf(), showlegend: false, hovermode: "closest", margin: { l: 60, r: 14, t: 26, b: 48 },
-    xaxis: { ...gridOf(), title: { text: escape(titleOf(x)) }, ...(points.some(i => value(x, i) > 0) && spread(points.map(i => value(x, i))) > 60 ? { type: "log", exponentformat: "power" } : {}) },
+  traces.push({
+    x: best.map(i => value(x, i)),
+    y: best.map(i => s.up(value(y, i))),
+    mode: "lines",
+    hoverinfo: "skip",
+    line: { color: css("--soft"), width: 1.5, shape: data.metrics[x].better === "higher" ? "vh" : "hv" },
+  });
+  traces.push(
+    dots(thin(faint, null), 0.4),
+    dots(thin(tied, null), 1, showIntervals),
+    dots(thin(first, null), 1, showIntervals),
+  );
+  const left = points.length - traces.slice(1).reduce((sum, t) => sum + t.x.length, 0);
+  const layout = {
+    ...frameOf(),
+    showlegend: false,
+    hovermode: "closest",
+    margin: { l: 60, r: 14, t: 26, b: 48 },
+    xaxis: {
+      ...gridOf(),
+      title: { text: escape(titleOf(x)) },
+      ...(points.some(i => value(x, i) > 0) && spread(points.map(i => value(x, i))) > 60
+        ? { type: "log", exponentformat: "power" }
+        : {}),
+    },
     yaxis: { ...gridOf(), title: { text: escape(titleOf(y)), standoff: 10 }, ...s.axis },
-    shapes: [], annotations: [] };
+    shapes: [],
+    annotations: [],
+  };
   const dotted = { dash: "dot", width: 1.5, color: css("--ink") };
   if (baseY !== null) {
-    layout.shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: s.up(baseY), y1: s.up(baseY), line: dotted });
-    layout.annotations.push({ xref: "paper", x: 1, y: layout.yaxis.type === "log" ? Math.log10(baseY) : s.up(baseY), yanchor: data.metrics[y].better === "higher" ? "bottom" : "top", xanchor: "right", showarrow: false,
-      text: "full precision " + number(baseY, 5), font: { size: 11, color: css("--soft") } });
+    layout.shapes.push({
+      type: "line",
+      xref: "paper",
+      x0: 0,
+      x1: 1,
+      y0: s.up(baseY),
+      y1: s.up(baseY),
+      line: dotted,
+    });
+    layout.annotations.push({
+      xref: "paper",
+      x: 1,
+      y: layout.yaxis.type === "log" ? Math.log10(baseY) : s.up(baseY),
+      yanchor: data.metrics[y].better === "higher" ? "bottom" : "top",
+      xanchor: "right",
+      showarrow: false,
+      text: "full precision " + number(baseY, 5),
+      font: { size: 11, color: css("--soft") },
+    });
     if (layout.yaxis.type === "log" && baseY <= 0) layout.shapes = layout.annotations = [];
   }
-  if (baseX !== null && x.startsWith("decode_vs")) layout.shapes.push({ type: "line", yref: "paper", y0: 0, y1: 1, x0: 1, x1: 1, line: { ...dotted, width: 1 } });
-  if (phone) Object.assign(layout.yaxis, { tickfont: { size: 10.5 }, title: { text: escape(titleOf(y)), standoff: 4, font: { size: 11 } } });
+  if (baseX !== null && x.startsWith("decode_vs"))
+    layout.shapes.push({
+      type: "line",
+      yref: "paper",
+      y0: 0,
+      y1: 1,
+      x0: 1,
+      x1: 1,
+      line: { ...dotted, width: 1 },
+    });
+  if (phone)
+    Object.assign(layout.yaxis, {
+      tickfont: { size: 10.5 },
+      title: { text: escape(titleOf(y)), standoff: 4, font: { size: 11 } },
+    });
   drawn.type = layout.yaxis.type || "linear";
   Plotly.react($("chart"), traces, layout, CONFIG);
   if (!$("chart").dataset.wired) wire();
   legend(points, look);
-  $("chart").setAttribute("aria-label", titleOf(y) + " against " + titleOf(x) + ", " + plural(points.length, "point") + "; the table below has each with its mark");
-  $("chart-said").textContent = plural(first.length, "point") + " on the front (filled, on the line: no other " + (state.scope === "all" ? "point of this model" : "point shown") +
-    " is at least as good in both), " + tied.length.toLocaleString("en") + " within noise of it (hollow), " + faint.length.toLocaleString("en") + " dominated (faint). Dotted: full precision. " +
-    (showIntervals ? "Bars" : "Bars, on the point under the pointer") + ": 95 % intervals, paired with full precision. " +
-    (left ? plural(left, "hollow or faint point") + " lie beneath others of their colour and are not drawn; zooming in shows more. " : "") +
+  $("chart").setAttribute(
+    "aria-label",
+    titleOf(y) +
+      " against " +
+      titleOf(x) +
+      ", " +
+      plural(points.length, "point") +
+      "; the table below has each with its mark",
+  );
+  $("chart-said").textContent =
+    plural(first.length, "point") +
+    " on the front (filled, on the line: no other " +
+    (state.scope === "all" ? "point of this model" : "point shown") +
+    " is at least as good in both), " +
+    tied.length.toLocaleString("en") +
+    " within noise of it (hollow), " +
+    faint.length.toLocaleString("en") +
+    " dominated (faint). Dotted: full precision. " +
+    (showIntervals ? "Bars" : "Bars, on the point under the pointer") +
+    ": 95 % intervals, paired with full precision. " +
+    (left
+      ? plural(left, "point") +
+        " lie beneath others of their colour and are not drawn; zooming in shows more. "
+      : "") +
     "A click opens a point.";
   overlay();
 }
 
-const spread = values => { const known = values.filter(v => v > 0); return known.length ? Math.max(...known.slice(0, 20000)) / Math.min(...known.slice(0, 20000)) : 1; };
+const spread = values => {
+  const known = values.filter(v => v > 0);
+  return known.length ? Math.max(...known.slice(0, 20000)) / Math.min(...known.slice(0, 20000)) : 1;
+};
 
 function dots(rows, opacity, bars = false) {
-  const { x, y, s, look, size } = drawn, marks = view.marks, color = rows.map(i => paint(look.get(cell("name", i))));
-  const symbol = rows.map(i => { const k = look.get(cell("name", i)); return (k === OTHERS ? "circle" : SYMBOLS[k]) + (marks.get(i) === TIED ? "-open" : ""); });
-  const trace = { type: "scatter", mode: "markers", x: rows.map(i => value(x, i)), y: rows.map(i => s.up(value(y, i))), customdata: rows,
-    marker: { size: rows.map(i => look.get(cell("name", i)) === OTHERS ? size - 3 : size), color, symbol, opacity, line: { width: 1.5, color } }, hovertemplate: "%{text}<extra></extra>",
-    text: rows.map(hover) };
+  const { x, y, s, look, size } = drawn,
+    marks = view.marks,
+    color = rows.map(i => paint(look.get(cell("name", i))));
+  const symbol = rows.map(i => {
+    const k = look.get(cell("name", i));
+    return (k === OTHERS ? "circle" : SYMBOLS[k]) + (marks.get(i) === TIED ? "-open" : "");
+  });
+  const trace = {
+    type: "scatter",
+    mode: "markers",
+    x: rows.map(i => value(x, i)),
+    y: rows.map(i => s.up(value(y, i))),
+    customdata: rows,
+    marker: {
+      size: rows.map(i => (look.get(cell("name", i)) === OTHERS ? size - 3 : size)),
+      color,
+      symbol,
+      opacity,
+      line: { width: 1.5, color },
+    },
+    hovertemplate: "%{text}<extra></extra>",
+    text: rows.map(hover),
+  };
   if (bars) {
     const ends = rows.map(i => interval(y, i));
-    trace.error_y = { type: "data", symmetric: false, thickness: 1, width: 3, color: css("--soft"),
-      array: ends.map((e, k) => e ? s.up(e[1]) - trace.y[k] : 0), arrayminus: ends.map((e, k) => e ? trace.y[k] - s.up(e[0]) : 0) };
+    trace.error_y = {
+      type: "data",
+      symmetric: false,
+      thickness: 1,
+      width: 3,
+      color: css("--soft"),
+      array: ends.map((e, k) => (e ? s.up(e[1]) - trace.y[k] : 0)),
+      arrayminus: ends.map((e, k) => (e ? trace.y[k] - s.up(e[0]) : 0)),
+    };
   }
   return trace;
 }
 
 function hover(i) {
   const { x, y } = drawn;
-  const line = m => escape(titleOf(m)) + ": " + number(value(m, i)) + (changeText(m, i) ? "  (" + escape(changeText(m, i)) + ")" : "");
-  return "<b>" + escape(cut(cell("label", i), 90)) + "</b><br>" + (view.marks.get(i) || "") + "<br>" +
-    distinct([y, x, "bits_per_weight"]).filter(m => m in data.metrics && value(m, i) !== null).map(line).join("<br>");
+  const line = m =>
+    escape(titleOf(m)) +
+    ": " +
+    number(value(m, i)) +
+    (changeText(m, i) ? "  (" + escape(changeText(m, i)) + ")" : "");
+  return (
+    "<b>" +
+    escape(cut(cell("label", i), 90)) +
+    "</b><br>" +
+    (view.marks.get(i) || "") +
+    "<br>" +
+    distinct([y, x, "bits_per_weight"])
+      .filter(m => m in data.metrics && value(m, i) !== null)
+      .map(line)
+      .join("<br>")
+  );
 }
 
 // Of many points those that no other of their colour covers, by the marker's size on screen.
 function thin(rows, ranges) {
   if (rows.length <= MOST_DOTS) return rows;
-  const { x, y, s, look } = drawn, log = v => Math.log(v);
-  const points = rows.map(i => [value(x, i), s.axis.type === "log" ? log(value(y, i)) : s.up(value(y, i)), i]);
+  const { x, y, s, look } = drawn,
+    log = v => Math.log(v);
+  const points = rows.map(i => [
+    value(x, i),
+    s.axis.type === "log" ? log(value(y, i)) : s.up(value(y, i)),
+    i,
+  ]);
   let inside = points;
   if (ranges) {
-    const [a, b] = ranges.x, [c, d] = ranges.y;
+    const [a, b] = ranges.x,
+      [c, d] = ranges.y;
     inside = points.filter(p => p[0] >= a && p[0] <= b && p[1] >= c && p[1] <= d);
   }
-  const ends = k => inside.reduce(([lo, hi], p) => [Math.min(lo, p[k]), Math.max(hi, p[k])], [Infinity, -Infinity]);
-  const [x0, x1] = ends(0), [y0, y1] = ends(1), width = $("chart").clientWidth || 1000, height = 400;
+  const ends = k =>
+    inside.reduce(([lo, hi], p) => [Math.min(lo, p[k]), Math.max(hi, p[k])], [Infinity, -Infinity]);
+  const [x0, x1] = ends(0),
+    [y0, y1] = ends(1),
+    width = $("chart").clientWidth || 1000,
+    height = 400;
   for (let size = 3; ; size *= 1.4) {
     const seen = new Map();
     for (const p of inside) {
-      const key = Math.floor((p[0] - x0) / (x1 - x0 || 1) * width / size) + " " + Math.floor((p[1] - y0) / (y1 - y0 || 1) * height / size) + " " + look.get(cell("name", p[2]));
+      const key =
+        Math.floor((((p[0] - x0) / (x1 - x0 || 1)) * width) / size) +
+        " " +
+        Math.floor((((p[1] - y0) / (y1 - y0 || 1)) * height) / size) +
+        " " +
+        look.get(cell("name", p[2]));
       if (!seen.has(key)) seen.set(key, p[2]);
     }
     if (seen.size <= MOST_DOTS) return [...seen.values()].sort((a, b) => a - b);
@@ -135,70 +236,74 @@ function thin(rows, ranges) {
 function wire() {
   const chart = $("chart");
   chart.dataset.wired = "yes";
-  chart.on("plotly_click", event => { const i = event.points[0].customdata; if (i !== undefined) openRow(i); });
-  chart.on("plotly_hover", event => { drawn.hovered = event.points[0].customdata; overlay(); });
-  chart.on("plotly_unhover", () => { drawn.hovered = undefined; overlay(); });
+  chart.on("plotly_click", event => {
+    const i = event.points[0].customdata;
+    if (i !== undefined) openRow(i);
+  });
+  chart.on("plotly_hover", event => {
+    drawn.hovered = event.points[0].customdata;
+    overlay();
+  });
+  chart.on("plotly_unhover", () => {
+    drawn.hovered = undefined;
+    overlay();
+  });
   chart.on("plotly_relayout", event => {
     const zoomed = Object.keys(event).some(key => /^[xy]axis\.(range|autorange)/.test(key));
     if (zoomed && drawn.many.some(rows => rows.length > MOST_DOTS) && !drawn.busy) {
       drawn.busy = true;
-      const f = chart._fullLayout, log = a => a.type === "log" ? a.range.map(v => 10 ** v) : a.range;
+      const f = chart._fullLayout,
+        log = a => (a.type === "log" ? a.range.map(v => 10 ** v) : a.range);
       const free = Object.keys(event).some(key => key.endsWith("autorange"));
       const yRange = f.yaxis.type === "log" ? f.yaxis.range.map(v => v * Math.LN10) : f.yaxis.range;
-      const t = drawn.many.map(rows => dots(thin(rows, free ? null : { x: log(f.xaxis), y: yRange }), 1)), each = get => t.map(get);
-      Plotly.restyle(chart, { x: each(t => t.x), y: each(t => t.y), text: each(t => t.text), customdata: each(t => t.customdata), "marker.size": each(t => t.marker.size),
-        "marker.color": each(t => t.marker.color), "marker.symbol": each(t => t.marker.symbol), "marker.line.color": each(t => t.marker.line.color) }, [1, 2]).then(() => { drawn.busy = false; });
+      const t = drawn.many.map(rows => dots(thin(rows, free ? null : { x: log(f.xaxis), y: yRange }), 1)),
+        each = get => t.map(get);
+      Plotly.restyle(
+        chart,
+        {
+          x: each(t => t.x),
+          y: each(t => t.y),
+          text: each(t => t.text),
+          customdata: each(t => t.customdata),
+          "marker.size": each(t => t.marker.size),
+          "marker.color": each(t => t.marker.color),
+          "marker.symbol": each(t => t.marker.symbol),
+          "marker.line.color": each(t => t.marker.line.color),
+        },
+        [1, 2, 3],
+      ).then(() => {
+        drawn.busy = false;
+      });
     }
     overlay();
   });
   chart.on("plotly_afterplot", overlay);
 }
 
-// The interval of the point under the pointer, and a ring around the one that is open.
-function overlay() {
-  const over = $("over"), layout = $("chart")._fullLayout;
-  over.replaceChildren();
-  if (!layout || !drawn) return;
-  const draw = (i, ring) => {
-    const { x, y, s } = drawn;
-    if (i === null || i === undefined || value(x, i) === null || value(y, i) === null || cell("model", i) !== state.model) return;
-    const place = (axis, v) => axis._offset + axis.c2p(v);
-    const px = place(layout.xaxis, value(x, i)), py = place(layout.yaxis, s.up(value(y, i)));
-    if (!isFinite(px) || !isFinite(py)) return;
-    const line = (x1, y1, x2, y2) => over.append(shape("line", { x1, y1, x2, y2, stroke: css("--ink"), "stroke-width": 1.5 }));
-    const ends = interval(y, i), wide = interval(x, i);
-    if (ends) { const [a, b] = ends.map(v => place(layout.yaxis, s.up(v)));
-      if (isFinite(a) && isFinite(b)) { line(px, a, px, b); line(px - 4, a, px + 4, a); line(px - 4, b, px + 4, b); } }
-    if (wide) { const [a, b] = wide.map(v => place(layout.xaxis, v)); if (isFinite(a) && isFinite(b)) line(a, py, b, py); }
-    if (ring) over.append(shape("circle", { cx: px, cy: py, r: 10, fill: "none", stroke: css("--ink"), "stroke-width": 2 }));
-  };
-  draw(drawn.hovered, false);
-  draw(state.row, true);
-}
-
-function shape(tag, has) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [key, value] of Object.entries(has)) element.setAttribute(key, value);
-  return element;
-}
-
-const PATHS = { circle: "M7 2a5 5 0 1 1 0 10a5 5 0 1 1 0-10z", square: "M2.5 2.5h9v9h-9z", "triangle-up": "M7 1.5l5.5 10h-11z", diamond: "M7 1l6 6-6 6-6-6z",
-  "triangle-down": "M1.5 2.5h11l-5.5 10z", cross: "M5 1.5h4v3.5h3.5v4h-3.5v3.5h-4v-3.5h-3.5v-4h3.5z", x: "M3.5 1l3.5 3.5 3.5-3.5 2.5 2.5-3.5 3.5 3.5 3.5-2.5 2.5-3.5-3.5-3.5 3.5-2.5-2.5 3.5-3.5-3.5-3.5z",
-  hexagon: "M7 1l5.2 3v6l-5.2 3-5.2-3v-6z" };
-
-function legend(points, look) {
-  const entry = (k, name) => { const svg = shape("svg", { viewBox: "0 0 14 14", "aria-hidden": "true" });
-    svg.append(shape("path", { d: PATHS[k === OTHERS ? "circle" : SYMBOLS[k]], fill: paint(k) }));
-    return make("span", { title: name }, svg, cut(name, 60)); };
-  const named = [...look].filter(([, k]) => k !== OTHERS).sort((a, b) => a[1] - b[1]), others = look.size - named.length;
-  $("legend").replaceChildren(...named.map(([name, k]) => entry(k, name)), ...(others ? [entry(OTHERS, plural(others, "other"))] : []));
-}
-
 function axisChoices() {
-  for (const [axis, first] of [["x", data.x], ["y", data.y]]) {
+  for (const [axis, first] of [
+    ["x", data.x],
+    ["y", data.y],
+  ]) {
     const rest = Object.keys(data.metrics).filter(m => !first.includes(m));
-    const group = (label, names) => make("optgroup", { label }, ...names.map(m => { const o = make("option", { text: titleOf(m) }); o.value = m; return o; }));
-    $(axis).replaceChildren(...first.map(m => { const o = make("option", { text: titleOf(m) }); o.value = m; return o; }), group("every metric", rest));
+    const group = (label, names) =>
+      make(
+        "optgroup",
+        { label },
+        ...names.map(m => {
+          const o = make("option", { text: titleOf(m) });
+          o.value = m;
+          return o;
+        }),
+      );
+    $(axis).replaceChildren(
+      ...first.map(m => {
+        const o = make("option", { text: titleOf(m) });
+        o.value = m;
+        return o;
+      }),
+      group("every metric", rest),
+    );
     $(axis).onchange = () => goTo({ [axis]: $(axis).value });
   }
   $("scope").onchange = () => goTo({ scope: $("scope").value });

@@ -2,7 +2,8 @@
 let data = null;
 
 async function unpack(id) {
-  const text = atob($(id).textContent), bytes = new Uint8Array(text.length);
+  const text = atob($(id).textContent),
+    bytes = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
   $(id).remove();
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -15,20 +16,37 @@ function at(column, i) {
   return column.i[i] < 0 ? null : column.v[column.i[i]];
 }
 const cell = (name, i) => at(data.columns[name], i);
-const value = (metric, i, end = "v") => { const ends = data.numbers[metric], list = ends && ends[end]; return list ? list[i] : null; };
+const value = (metric, i, end = "v") => {
+  const ends = data.numbers[metric],
+    list = ends && ends[end];
+  return list ? list[i] : null;
+};
 const reason = (metric, i) => at(data.reasons[metric], i);
-const titleOf = name => name in data.metrics ? data.metrics[name].title : HEADS[name] || name;
+const titleOf = name => (name in data.metrics ? data.metrics[name].title : HEADS[name] || name);
 const measured = i => cell("status", i) === "ok";
 const reference = i => data.columns.reference[i] === 1;
 const partOf = i => cell("only", i);
 
-const HEADS = { name: "method", full: "method", label: "point", only: "part alone", accepted: "accepted", acceptance: "acceptance line", id: "run_id", group_size: "group size" };
+const HEADS = {
+  name: "method",
+  full: "method",
+  label: "point",
+  only: "part alone",
+  accepted: "accepted",
+  acceptance: "acceptance line",
+  id: "run_id",
+  group_size: "group size",
+};
 
 // What a number is worth: the paired interval where there is one, else its own. null where none.
 function interval(metric, i) {
-  const v = value(metric, i), d = value(metric, i, "d"), ends = ["dlo", "dhi"].map(end => value(metric, i, end));
+  const v = value(metric, i),
+    d = value(metric, i, "d"),
+    ends = ["dlo", "dhi"].map(end => value(metric, i, end));
   if (d !== null && ends[0] !== null && ends[0] !== ends[1])
-    return data.metrics[metric].delta === "ratio" ? ends.map(end => v / d * end) : ends.map(end => v + (end - d));
+    return data.metrics[metric].delta === "ratio"
+      ? ends.map(end => (v / d) * end)
+      : ends.map(end => v + (end - d));
   const own = [value(metric, i, "lo"), value(metric, i, "hi")];
   return d === null && own[0] !== null && own[0] !== own[1] ? own : null;
 }
@@ -43,7 +61,11 @@ function changeText(metric, i) {
   const found = change(metric, i);
   if (!found) return "";
   const unit = data.metrics[metric].delta === "ratio" ? " %" : "";
-  return signed(found[0]) + unit + (found[1] !== found[2] ? " [" + signed(found[1]) + ", " + signed(found[2]) + "]" : "");
+  return (
+    signed(found[0]) +
+    unit +
+    (found[1] !== found[2] ? " [" + signed(found[1]) + ", " + signed(found[2]) + "]" : "")
+  );
 }
 
 // Full precision's own value of a metric, for a model: the one that changes are against.
@@ -54,9 +76,13 @@ function base(model, metric) {
   const ratio = (data.metrics[metric] || {}).delta === "ratio";
   let found = null;
   for (const i of rowsOf(model)) {
-    const v = value(metric, i), d = value(metric, i, "d");
+    const v = value(metric, i),
+      d = value(metric, i, "d");
     if (v === null) continue;
-    if (d !== null) { found = ratio ? v / d : v - d; break; }
+    if (d !== null) {
+      found = ratio ? v / d : v - d;
+      break;
+    }
     if (reference(i) && found === null) found = v;
   }
   bases.set(key, found);
@@ -65,10 +91,11 @@ function base(model, metric) {
 
 const ofModel = new Map();
 function rowsOf(model) {
-  if (!ofModel.size) for (let i = 0; i < data.count; i++) {
-    const name = cell("model", i);
-    if (!ofModel.has(name)) ofModel.set(name, []);
-    ofModel.get(name).push(i);
-  }
+  if (!ofModel.size)
+    for (let i = 0; i < data.count; i++) {
+      const name = cell("model", i);
+      if (!ofModel.has(name)) ofModel.set(name, []);
+      ofModel.get(name).push(i);
+    }
   return ofModel.get(model) || [];
 }

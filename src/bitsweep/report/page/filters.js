@@ -2,48 +2,101 @@
 const MOST_CHIPS = 60;
 
 function values(axis) {
-  const found = distinct(rowsOf(state.model).filter(i => !reference(i)).map(i => facetOf(axis, i)));
-  const numeric = found.every(v => v === "none" || v !== "" && !isNaN(v.replace(/^g/, "")));
+  const found = distinct(
+    rowsOf(state.model)
+      .filter(i => !reference(i))
+      .map(i => facetOf(axis, i)),
+  );
+  const numeric = found.every(v => v === "none" || (v !== "" && !isNaN(v.replace(/^g/, ""))));
   const key = v => Number(v.replace(/^g/, ""));
-  return found.sort((a, b) => (a === "none") - (b === "none") || (numeric ? key(a) - key(b) : a.localeCompare(b, "en", { numeric: true })));
+  return found.sort(
+    (a, b) =>
+      (a === "none") - (b === "none") ||
+      (numeric ? key(a) - key(b) : a.localeCompare(b, "en", { numeric: true })),
+  );
 }
 
 function chip(text, pressed, press) {
-  return make("button", { type: "button", class: "chip", text, title: text, "aria-pressed": String(pressed), onclick: press });
+  return make("button", {
+    type: "button",
+    class: "chip",
+    text,
+    title: text,
+    "aria-pressed": String(pressed),
+    onclick: press,
+  });
 }
 
 function field(axis, chips) {
-  return make("fieldset", {}, make("legend", { text: titleOf(axis) }), make("div", { class: "chips" }, ...chips));
+  return make(
+    "fieldset",
+    {},
+    make("legend", { text: titleOf(axis) }),
+    make("div", { class: "chips" }, ...chips),
+  );
 }
 
 function facet(axis) {
-  const found = values(axis), on = state.facets[axis] || new Set();
-  for (const v of on) if (!found.includes(v)) found.push(v);  // of a link to another model
+  const found = values(axis),
+    on = state.facets[axis] || new Set();
+  for (const v of on) if (!found.includes(v)) found.push(v); // of a link to another model
   if ((found.length < 2 && !on.size) || found.length > MOST_CHIPS) return null;
-  return field(axis, found.map(v => chip(v, on.has(v), () => {
-    const set = new Set(on);
-    set.has(v) ? set.delete(v) : set.add(v);
-    const facets = { ...state.facets, [axis]: set };
-    if (!set.size) delete facets[axis];
-    goTo({ facets });
-  })));
+  return field(
+    axis,
+    found.map(v =>
+      chip(v, on.has(v), () => {
+        const set = new Set(on);
+        set.has(v) ? set.delete(v) : set.add(v);
+        const facets = { ...state.facets, [axis]: set };
+        if (!set.size) delete facets[axis];
+        goTo({ facets });
+      }),
+    ),
+  );
 }
 
 function filters() {
-  const focused = document.activeElement && document.activeElement.closest("#filters") ? document.activeElement.closest("fieldset").querySelector("legend").textContent + "|" + document.activeElement.textContent : null;
+  const focused =
+    document.activeElement && document.activeElement.closest("#filters")
+      ? document.activeElement.closest("fieldset").querySelector("legend").textContent +
+        "|" +
+        document.activeElement.textContent
+      : null;
   const open = $("filters").querySelector("details")?.open;
   const one = models();
-  const main = [...SIDES, ...(accepting() ? ["accepted"] : [])].map(axis => axis !== "model" ? facet(axis) : one.length < 2 ? null :
-    field("model", one.map(m => chip(m, m === state.model, () => goTo({ model: m, facets: kept(m) })))));
-  const rest = data.axes.filter(axis => !SIDES.includes(axis) && !["group_size", "misfit", "label"].includes(axis)).map(facet).filter(Boolean);
+  const main = [...SIDES, ...(accepting() ? ["accepted"] : [])].map(axis =>
+    axis !== "model"
+      ? facet(axis)
+      : one.length < 2
+        ? null
+        : field(
+            "model",
+            one.map(m => chip(m, m === state.model, () => goTo({ model: m, facets: kept(m) }))),
+          ),
+  );
+  const rest = data.axes
+    .filter(axis => !SIDES.includes(axis) && !["group_size", "misfit", "label"].includes(axis))
+    .map(facet)
+    .filter(Boolean);
   const pressed = Object.keys(state.facets).some(axis => !SIDES.includes(axis));
-  const more = rest.length ? make("details", { class: "more", open: open || pressed }, make("summary", { text: "more filters" }), make("div", {}, ...rest)) : null;
+  const more = rest.length
+    ? make(
+        "details",
+        { class: "more", open: open || pressed },
+        make("summary", { text: "more filters" }),
+        make("div", {}, ...rest),
+      )
+    : null;
   $("filters").replaceChildren(...main.filter(Boolean), ...(more ? [more] : []));
-  if (focused) for (const b of $("filters").querySelectorAll("button"))
-    if (b.closest("fieldset").querySelector("legend").textContent + "|" + b.textContent === focused) b.focus();
+  if (focused)
+    for (const b of $("filters").querySelectorAll("button"))
+      if (b.closest("fieldset").querySelector("legend").textContent + "|" + b.textContent === focused)
+        b.focus();
   if (document.activeElement !== $("search")) $("search").value = state.words;
-  const shown = view.rows.filter(i => !reference(i)).length, all = view.all.filter(i => !reference(i)).length;
-  $("count").textContent = shown === all ? plural(all, "point") : shown.toLocaleString("en") + " of " + plural(all, "point");
+  const shown = view.rows.filter(i => !reference(i)).length,
+    all = view.all.filter(i => !reference(i)).length;
+  $("count").textContent =
+    shown === all ? plural(all, "point") : shown.toLocaleString("en") + " of " + plural(all, "point");
   $("clear").hidden = !Object.keys(state.facets).length && !state.words;
 }
 

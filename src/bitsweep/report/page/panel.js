@@ -15,55 +15,143 @@ function closeRow() {
 
 let showing = null;
 function showPanel() {
-  const panel = $("panel"), i = state.row;
+  const panel = $("panel"),
+    i = state.row;
   panel.hidden = i === null;
   document.body.classList.toggle("opened", i !== null);
-  if (i === null) { showing = null; panel.replaceChildren(); return; }
+  if (i === null) {
+    showing = null;
+    panel.replaceChildren();
+    return;
+  }
   const sight = JSON.stringify([i, view.x, view.y, view.marks.get(i)]);
   if (sight === showing) return;
-  const same = showing !== null && JSON.parse(showing)[0] === i, scroll = panel.scrollTop;
+  const same = showing !== null && JSON.parse(showing)[0] === i,
+    scroll = panel.scrollTop;
   showing = sight;
   const mark = view.marks.get(i);
   panel.replaceChildren(
-    make("div", { class: "bar" }, make("div", {}, make("h2", { id: "panel-title", tabindex: "-1", text: cell("label", i) }),
-      make("p", { class: "soft" }, make("span", { class: "tag" + (measured(i) ? "" : " warn"), text: measured(i) ? mark === FRONT || mark === TIED || mark === DOMINATED ? mark === TIED ? "within noise of the front" : mark === FRONT ? "on the front" : "dominated" : mark || "measured" : cell("status", i) }),
-        cell("model", i) + ", " + cell("experiment", i))),
-      make("button", { type: "button", text: "close", "aria-label": "close this point", onclick: closeRow })),
+    make(
+      "div",
+      { class: "bar" },
+      make(
+        "div",
+        {},
+        make("h2", { id: "panel-title", tabindex: "-1", text: cell("label", i) }),
+        make(
+          "p",
+          { class: "soft" },
+          make("span", {
+            class: "tag" + (measured(i) ? "" : " warn"),
+            text: measured(i)
+              ? mark === FRONT || mark === TIED || mark === DOMINATED
+                ? mark === TIED
+                  ? "within noise of the front"
+                  : mark === FRONT
+                    ? "on the front"
+                    : "dominated"
+                : mark || "measured"
+              : cell("status", i),
+          }),
+          cell("model", i) + ", " + cell("experiment", i),
+        ),
+      ),
+      make("button", { type: "button", text: "close", "aria-label": "close this point", onclick: closeRow }),
+    ),
     ...(cell("reason", i) ? [make("p", { class: "failure", text: cell("reason", i) })] : []),
-    ...acceptedOf(i), ...metricsOf(i), ...againOf(i), ...planOf(i), ...saidOf(i), ...configOf(i), ...madeOf(i));
+    ...acceptedOf(i),
+    ...metricsOf(i),
+    ...againOf(i),
+    ...planOf(i),
+    ...saidOf(i),
+    ...configOf(i),
+    ...madeOf(i),
+  );
   panel.scrollTop = same ? scroll : 0;
 }
 
 const heading = text => make("h3", { text });
-const list = pairs => make("dl", {}, ...pairs.flatMap(([k, v]) => [make("dt", { text: k }), make("dd", { text: v })]));
+const list = pairs =>
+  make("dl", {}, ...pairs.flatMap(([k, v]) => [make("dt", { text: k }), make("dd", { text: v })]));
 
-const two = (text, ends) => make("td", { class: "number", text }, ...(ends ? [make("small", { text: ends })] : []));
+const two = (text, ends) =>
+  make("td", { class: "number", text }, ...(ends ? [make("small", { text: ends })] : []));
 
 function metricsOf(i) {
-  const signatures = data.signatures.of[cell("model", i)] || {}, lines = [];
+  const signatures = data.signatures.of[cell("model", i)] || {},
+    lines = [];
   for (const m of distinct([view.y, view.x, ...data.begin, ...Object.keys(data.metrics)])) {
     if (!(m in data.metrics)) continue;
-    const v = value(m, i), why = reason(m, i);
+    const v = value(m, i),
+      why = reason(m, i);
     if (v === null && !why) continue;
-    const lo = value(m, i, "lo"), hi = value(m, i, "hi"), unit = data.metrics[m].unit;
+    const lo = value(m, i, "lo"),
+      hi = value(m, i, "hi"),
+      unit = data.metrics[m].unit;
     const name = make("td", { class: "left" });
-    if (m in signatures) name.append(make("details", {}, make("summary", { text: titleOf(m) }), make("code", { text: data.signatures.texts[signatures[m]] })));
+    if (m in signatures)
+      name.append(
+        make(
+          "details",
+          {},
+          make("summary", { text: titleOf(m) }),
+          make("code", { text: data.signatures.texts[signatures[m]] }),
+        ),
+      );
     else name.textContent = titleOf(m);
-    lines.push(make("tr", {}, name, ...(v === null ? [make("td", { class: "left", colspan: 2, text: why })] : [
-      two(number(v, 6) + (unit && !titleOf(m).includes(unit) ? " " + unit : ""), lo === null ? "" : "[" + number(lo, 4) + ", " + number(hi, 4) + "]"),
-      two(...changeText(m, i).split(/ (?=\[)/))])));
+    lines.push(
+      make(
+        "tr",
+        {},
+        name,
+        ...(v === null
+          ? [make("td", { class: "left", colspan: 2, text: why })]
+          : [
+              two(
+                number(v, 6) + (unit && !titleOf(m).includes(unit) ? " " + unit : ""),
+                lo === null ? "" : "[" + number(lo, 4) + ", " + number(hi, 4) + "]",
+              ),
+              two(...changeText(m, i).split(/ (?=\[)/)),
+            ]),
+      ),
+    );
   }
   if (!lines.length) return [];
-  const head = make("tr", {}, ...["metric", "value [95\u00a0%]", "Δ to full precision [95\u00a0%]"].map((text, k) => make("th", { scope: "col", text, class: k ? null : "left" })));
-  return [heading("metrics; opening one shows how it was measured"), make("table", {}, make("thead", {}, head), make("tbody", {}, ...lines)),
-    ...(data.trimmed ? [make("p", { class: "soft", text: "Intervals of values that have a paired change are left out of so large a page." })] : [])];
+  const head = make(
+    "tr",
+    {},
+    ...["metric", "value [95\u00a0%]", "Δ to full precision [95\u00a0%]"].map((text, k) =>
+      make("th", { scope: "col", text, class: k ? null : "left" }),
+    ),
+  );
+  return [
+    heading("metrics; opening one shows how it was measured"),
+    make("table", {}, make("thead", {}, head), make("tbody", {}, ...lines)),
+    ...(data.trimmed
+      ? [
+          make("p", {
+            class: "soft",
+            text: "Intervals of values that have a paired change are left out of so large a page.",
+          }),
+        ]
+      : []),
+  ];
 }
 
 function acceptedOf(i) {
-  const said = Object.entries(data.acceptance.parts).map(([name, part]) => [name, at(part.said, i), at(part.reason, i)]).filter(([, verdict]) => verdict);
+  const said = Object.entries(data.acceptance.parts)
+    .map(([name, part]) => [name, at(part.said, i), at(part.reason, i)])
+    .filter(([, verdict]) => verdict);
   if (!said.some(([, verdict]) => verdict !== "?")) return [];
-  return [make("details", { class: "section" }, make("summary", {}, make("b", { text: "Acceptance" }), " " + (cell("acceptance", i) || "")),
-    make("p", { class: "soft", text: "The line of the source articles: " + data.acceptance.line + "." }), list(said.map(([name, verdict, why]) => [name + " " + verdict, why || ""])))];
+  return [
+    make(
+      "details",
+      { class: "section" },
+      make("summary", {}, make("b", { text: "Acceptance" }), " " + (cell("acceptance", i) || "")),
+      make("p", { class: "soft", text: "The line of the source articles: " + data.acceptance.line + "." }),
+      list(said.map(([name, verdict, why]) => [name + " " + verdict, why || ""])),
+    ),
+  ];
 }
 
 function commandBox(text, label) {
@@ -72,81 +160,31 @@ function commandBox(text, label) {
   return make("div", { class: "command" }, make("code", { text }), button);
 }
 
-const recordsOf = i => data.records.row.flatMap((row, k) => row === i ? [k] : []);
+const recordsOf = i => data.records.row.flatMap((row, k) => (row === i ? [k] : []));
 const showLine = i => "bitsweep show " + data.columns.id[i];
 
 function againOf(i) {
-  const commands = distinct(recordsOf(i).map(k => at(data.records.command, k)).filter(Boolean));
-  return [...(commands.length ? [heading("make it again"), ...commands.map(c => commandBox(c, "the command")),
-    ...(commands.some(c => c.includes("…/")) ? [make("p", { class: "soft", text: "Paths of the machine are shortened (…/); the Record has them." })] : [])] : []),
-    heading("all of its Record"), commandBox(showLine(i), "the command")];
-}
-
-function referenceRow(i) {
-  return rowsOf(cell("model", i)).find(k => reference(k) && measured(k) && String(k) in data.details.plans);
-}
-
-function planOf(i) {
-  const words = data.details.words, plan = data.details.plans[i];
-  if (!plan) {
-    const why = !measured(i) ? null : data.details.left ? "The plan by layer and what it generated stand here for the points nearest to the front, and in the line above for this one." : null;
-    return why ? [make("p", { class: "soft", text: why })] : [];
-  }
-  const other = referenceRow(i), original = new Map();
-  if (other !== undefined && other !== i) { const p = data.details.plans[other]; for (let k = 0; k < p.length; k += 2) original.set(p[k], words[p[k + 1]]); }
-  const lines = [];
-  for (let k = 0; k < plan.length; k += 2) {
-    const now = words[plan[k + 1]], was = original.get(plan[k]);
-    lines.push(make("tr", {}, make("td", { class: "left", text: words[plan[k]] }), make("td", { class: "left", text: now }), ...(original.size ? [make("td", { class: "left soft", text: was ?? "" })] : [])));
-  }
-  const heads = ["layer", "this point", ...(original.size ? ["original"] : [])];
-  return [make("details", { class: "section" }, make("summary", {}, make("b", { text: "Plan by layer" }), " " + (cell("plan", i) || plural(lines.length, "layer"))),
-    make("table", {}, make("thead", {}, make("tr", {}, ...heads.map(text => make("th", { text, class: "left", scope: "col" })))), make("tbody", {}, ...lines)))];
-}
-
-// The part of two texts between their common start and end.
-function differing(text, other) {
-  let a = 0, b = 0;
-  while (a < text.length && a < other.length && text[a] === other[a]) a++;
-  while (b < text.length - a && b < other.length - a && text[text.length - 1 - b] === other[other.length - 1 - b]) b++;
-  return [text.slice(0, a), text.slice(a, text.length - b), text.slice(text.length - b)];
-}
-function marked(text, other) {
-  const [before, middle, after] = differing(text, other);
-  return middle ? [before, make("mark", { text: middle }), after] : [text];
-}
-
-function saidOf(i) {
-  const found = data.details.texts[i];
-  if (!found) return [];
-  const words = data.details.words;
-  return [heading("generations beside the original's"), ...found.map(task => make("details", { class: "section" },
-    make("summary", {}, make("b", { text: titleOf(task.task) }), ` ${task.same} of ${task.all} the same as the original's` + (task.rows.length < task.all ? `; the first ${task.rows.length}` : "")),
-    ...task.rows.map(([prompt, now, was, wanted]) => make("div", { class: "said-by" }, make("div", { class: "prompt", text: words[prompt] }),
-      make("div", {}, make("small", { text: "this point" }), ...marked(words[now], words[was])),
-      make("div", {}, make("small", { text: "original" }), ...marked(words[was], words[now])),
-      words[wanted] && words[wanted] !== words[was] ? make("div", { class: "prompt", text: "wanted: " + words[wanted] }) : null))))];
-}
-
-function configOf(i) {
-  const pairs = data.config.map(name => [titleOf(name), cell(name, i)]).filter(([k, v]) => v !== null && v !== "" && k !== "reason" && k !== "label");
-  return [heading("configuration"), list(pairs.map(([k, v]) => [k, v === true ? "yes" : v === false ? "no" : String(v)]))];
-}
-
-function plainly(value) {
-  return value !== null && typeof value === "object" ? Object.entries(value).map(([k, v]) => k + " " + plainly(v)).join(", ") : String(value);
-}
-
-function madeOf(i) {
-  const r = data.records, shared = k => k < 0 ? {} : r.shared[k];
-  return recordsOf(i).flatMap(k => {
-    const made = shared(r.made[k]), pairs = [["run_id", r.id[k] + "…"], ["UTC", at(r.utc, k)],
-      ["commit", made.commit ? made.commit.slice(0, 12) + (made.dirty ? ", with changes that were not committed" : "") : null],
-      ["device", made.device], ["threads", made.threads], ["platform", made.platform], ["seed", made.seed],
-      ["took", r.seconds[k] === null ? null : number(r.seconds[k], 3) + " s" + (r.peak[k] === null ? "" : ", " + number(r.peak[k], 4) + " MiB of memory at most")],
-      ["versions", made.versions ? plainly(made.versions) : null], ...Object.entries(shared(r.model[k])).map(([n, v]) => ["model " + n, v === null ? null : plainly(v)]),
-      ...Object.entries(shared(r.calibration[k])).map(([n, v]) => ["calibration " + n, v === null ? null : plainly(v)]),
-      ...Object.entries(shared(r.plan[k])).map(([n, v]) => ["plan " + n, plainly(v)]), ["reason", at(r.reason, k)]];
-    return [heading("provenance of the " + at(r.kind, k) + " Record" + (made.dirty ? " (dirty)" : "")), list(pairs.filter(([, v]) => v !== null && v !== undefined && v !== "").map(([n, v]) => [n, String(v)]))];
-  });
+  const commands = distinct(
+    recordsOf(i)
+      .map(k => at(data.records.command, k))
+      .filter(Boolean),
+  );
+  return [
+    ...(commands.length
+      ? [
+          heading("make it again"),
+          ...commands.map(c => commandBox(c, "the command")),
+          ...(commands.some(c => c.includes("…/"))
+            ? [
+                make("p", {
+                  class: "soft",
+                  text: "Paths of the machine are shortened (…/); the Record has them.",
+                }),
+              ]
+            : []),
+        ]
+      : []),
+    heading("all of its Record"),
+    commandBox(showLine(i), "the command"),
+  ];
 }
