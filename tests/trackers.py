@@ -14,7 +14,7 @@ import offline
 import pytest
 
 from bitsweep.tracking import Tracker
-from bitsweep.tracking.mlflow import QUIET, Mlflow, _environment, shown
+from bitsweep.tracking.mlflow import QUIET, Mlflow, _environment, _make_database, shown
 from bitsweep.tracking.tensorboard import Tensorboard
 from bitsweep.tracking.wandb import Wandb
 
@@ -62,14 +62,15 @@ def _is_number(name: str, value: Any) -> bool:
 
 @cache
 def blank_database() -> bytes:
-    """MLflow's tables, made once: its migrations take seconds."""
+    """MLflow's tables, made once since it takes seconds; over what a killed process left behind."""
     pytest.importorskip("mlflow")
-    with tempfile.TemporaryDirectory() as folder, _environment(QUIET):
-        from mlflow import MlflowClient
-
-        path = Path(folder, "mlflow.db")
-        MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-        return path.read_bytes()
+    with tempfile.TemporaryDirectory() as name, _environment(QUIET):
+        folder = Path(name)
+        for torso in (".mlflow.db.partial", ".mlflow.db.partial-journal"):
+            (folder / torso).write_bytes(b"SQLite format 3\0, cut off")
+        _make_database(folder / "mlflow.db")
+        assert [path.name for path in folder.iterdir()] == ["mlflow.db"]
+        return (folder / "mlflow.db").read_bytes()
 
 
 def mlflow(folder: Path) -> Mlflow:
