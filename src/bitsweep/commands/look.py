@@ -103,7 +103,7 @@ def _show(store: Store, record: Record) -> None:
     for row in rows:
         for layer, became in row.get("plan", {}).items():
             console.print(f"  {layer:<50}{became}")
-    for row in islice((row for row in rows if "prompt" in row), SHOWN_TEXTS):
+    for row in islice((row for row in rows if "metric" in row and "prompt" in row), SHOWN_TEXTS):
         console.print(f"\n{row['metric']}: {row['prompt'][-300:]}")
         for said in ("text", "full_precision"):
             console.print(f"  {said:<15} {row[said]}")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import glob
 import json
 import sys
@@ -135,7 +136,11 @@ def _answer(
             else:
                 path.unlink(missing_ok=True)
     depths = curves.read(places, table)
-    drawn = figures.draw(table, folder / "figures", depths)
+    gc.freeze()  # the collector need not look through all Records again with every figure
+    try:
+        drawn = figures.draw(table, folder / "figures", depths)
+    finally:
+        gc.unfreeze()
     for stale in {*(folder / "figures").glob("*.p[dn][fg]")} - {*drawn}:
         stale.unlink()
     report = Report(folder, title, table, tuple(written), tuple(drawn), folder / "index.html")
