@@ -10,7 +10,7 @@ import pytest
 import records
 from rich.console import Console
 
-from bitsweep import report
+from bitsweep import cli, report
 from bitsweep.errors import UserError
 from bitsweep.report import frame, origin, sheet, tables
 from bitsweep.store import Store
@@ -165,3 +165,12 @@ def test_a_sweep_ends_in_its_front_its_failures_and_the_next_command(written: re
     assert "refused: 1" in text
     assert str(written.page) in text
     assert "next   bitsweep show 0123" in text
+
+
+def test_show_prints_the_texts_among_the_details(tmp_path: Path, capsys):
+    record = records.record("rtn", 4, metrics=[records.ppl(3)])
+    said = {"metric": "bleu/t", "prompt": "Once", "text": "a cat", "full_precision": "a dog"}
+    Store(tmp_path / "demo").put(record, [{"prompt": 128, "batch": 1}, said])
+    place = ["--results-dir", str(tmp_path)]
+    assert cli.dispatch(["show", record.run_id[:8], *place]) == cli.OK
+    assert "bleu/t: Once\n  text            a cat" in capsys.readouterr().out
