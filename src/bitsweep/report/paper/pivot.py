@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
@@ -22,8 +22,9 @@ from bitsweep.report.paper.select import (
     number,
     ordered,
 )
+from bitsweep.report.paper.words import Names, above, align, called, heads, printed
 from bitsweep.report.sheet import DIRTY, DIRTY_NOTE, PAGE_LINES, Line, Sheet
-from bitsweep.report.tables import MINUS, fronts, signed
+from bitsweep.report.tables import fronts
 
 NONE = "–"
 """In a cell whose point was refused or failed; its reason stands below."""
@@ -54,7 +55,7 @@ def make(where: str, frame: pd.DataFrame, table: Table) -> Made:
         known_column(where, name, chosen.frame)
     used = list(dict.fromkeys(name for value in shown for name in chosen.columns(value.of)))
     cells = _grouped(chosen, table)
-    names = _Names(chosen, table)
+    names = Names(chosen, table)
     across = ordered([key[2] for key in cells], table.columns or "", table.where)
     lines: list[Line] = []
     for block in dict.fromkeys(key[0] for key in _sorted(cells, table)):
@@ -67,43 +68,16 @@ def make(where: str, frame: pd.DataFrame, table: Table) -> Made:
     every = [*chosen.rows, *chosen.references]
     sheet = Sheet(
         title=table.caption,
-        heads=_heads(table, shown, across, names),
-        align=_align(len(table.rows), len(across) * len(shown)),
+        heads=heads(table, shown, across, names),
+        align=align(len(table.rows), len(across) * len(shown)),
         lines=tuple(lines),
         columns=tuple(_raw(table, used)),
         values=tuple(tuple(row.get(name) for name in _raw(table, used)) for row in every),
         notes=(*_notes(chosen, table, lines, every), *table.notes),
         small=tuple(_protocols(frame, used, dict.fromkeys(str(row["model"]) for row in every))),
-        over=_over(table, shown, across, names),
+        over=above(table, shown, across, names),
     )
     return Made(sheet, frozenset(str(row["run_id"]) for row in every))
-
-
-class _Names:
-    """How a key is printed: as the table's ``names`` say, else in the words of other tables."""
-
-    def __init__(self, chosen: Chosen, table: Table) -> None:
-        self.given = {
-            column: {str(value): text for value, text in texts.items()}
-            for column, texts in table.names.items()
-        }
-        self.short: dict[str, str] = {}
-        ok = [row for row in chosen.rows if row["status"] == "ok"]
-        every = list(dict.fromkeys(str(row["approach"]) for row in ok))
-        bare = [labels.OPTIONS.sub("", name) for name in every]
-        for name, cut in zip(every, bare, strict=True):
-            self.short[name] = cut if bare.count(cut) == 1 else name
-
-    def __call__(self, column: str, value: Any, head: bool = False) -> str:
-        text = "" if missing(value) else f"{value:g}" if isinstance(value, float) else str(value)
-        given = self.given.get(column, {})
-        if text in given:
-            return given[text]
-        if column == "group_size":
-            return labels.group(value)
-        if column == "approach":
-            return self.short.get(text, text)
-        return f"{text} bits" if head and column == "bits" else text
 
 
 def _grouped(chosen: Chosen, table: Table) -> Group:
@@ -162,7 +136,7 @@ def _rank(value: Any) -> tuple[bool, float, str]:
 
 def _block(
     chosen: Chosen, table: Table, shown: Sequence[Value], cells: Group, block: Key,
-    across: Sequence[Any], names: _Names,
+    across: Sequence[Any], names: Names,
 ) -> list[Line]:  # fmt: skip
     """The lines of one block, full precision first where it has a line of its own."""
     own = [place for place in _sorted(cells, table) if place[0] == block]
@@ -218,7 +192,7 @@ def _own_line(table: Table) -> bool:
 
 def _title(
     chosen: Chosen, table: Table, shown: Sequence[Value], block: Key, reference: Row | None,
-    names: _Names,
+    names: Names,
 ) -> str:  # fmt: skip
     words = [names(c, v, True) for c, v in zip(table.blocks, block, strict=True)]
     title = ", ".join(word for word in words if word)
@@ -230,12 +204,12 @@ def _title(
         return title
     column = chosen.column(plain.of, reference)
     plain = replace(plain, digits=plain.digits if shown[0].show == "value" else 3)
-    said = f"{called(column)} {_printed(number_, plain)}"
+    said = f"{called(column)} {printed(number_, plain)}"
     return f"{title}; full precision: {said}" if title else f"full precision: {said}"
 
 
 def _reference_line(
-    chosen: Chosen, table: Table, shown: Sequence[Value], reference: Row, names: _Names, title: str
+    chosen: Chosen, table: Table, shown: Sequence[Value], reference: Row, names: Names, title: str
 ) -> Line:
     head = ["" for _ in table.rows]
     head[0] = "full precision"
@@ -245,7 +219,7 @@ def _reference_line(
     cells = []
     for value in shown:
         found = None if value.show == "change" else number(chosen, value, [reference])
-        cells.append("" if found is None else _printed(found, replace(value, interval=False)))
+        cells.append("" if found is None else printed(found, replace(value, interval=False)))
     head[0] += DIRTY if reference.get("dirty") else ""
     return Line((*head, *cells), title)
 
@@ -279,51 +253,7 @@ def _cell(found: Number | None, value: Value, rows: Sequence[Row]) -> str:
     if found is None:
         return NONE if rows and rows[0]["status"] != "ok" else ""
     dirty = DIRTY if any(row.get("dirty") for row in rows) else ""
-    return f"{_printed(found, value)}{dirty}"
-
-
-def _printed(found: Number, value: Value) -> str:
-    size = max(abs(found.value), abs(found.spread or 0.0))
-    digits = value.digits
-    if digits is None:
-        digits = 3 if size < 0.1 else 2 if size < 10 else 1 if size < 100 else 0
-    if size >= 1e5:
-        text = f"{found.value:.1e}".replace("e+0", "e")
-        return f"+{text}" if value.show == "change" and found.value > 0 else text
-
-    def plain(raw: float) -> str:
-        if value.show == "change":
-            return signed(raw, digits)
-        return f"{raw:.{digits}f}".replace("-", MINUS)
-
-    text = plain(found.value)
-    if found.spread is not None:
-        return f"{text} ± {found.spread:.{digits}f}"
-    if value.interval and found.lo is not None and found.hi is not None:
-        return f"{text} [{plain(found.lo)}, {plain(found.hi)}]"
-    return text
-
-
-KINDS = {
-    "ppl": "perplexity", "kl_mean": "KL", "top1": "top-1", "bits_per_weight": "bits/weight",
-    "file_mib": "MiB", "bleu": "BLEU", "rougeL": "ROUGE-L", "bleu_fp": "BLEU to fp",
-    "rougeL_fp": "ROUGE-L to fp", "acc": "accuracy", "decode_ms": "decode ms",
-    "prefill_ms": "prefill ms", "decode_vs_bf16": "decode × bf16",
-    "prefill_vs_bf16": "prefill × bf16", "group_size": "group",
-}  # fmt: skip
-
-
-def called(column: str) -> str:
-    """A metric or column in the words of a head: ``perplexity in domain``."""
-    kind, _, text = column.partition("/")
-    return " ".join(word for word in (KINDS.get(kind, kind), text.replace("_", " ")) if word)
-
-
-def _head(value: Value) -> str:
-    if value.head is not None:
-        return value.head
-    unit = "Δ % " if value.show == "change" else ""
-    return f"{unit}{called(value.of)}{' [95 %]' if value.interval else ''}"
+    return f"{printed(found, value)}{dirty}"
 
 
 def _protocols(frame: pd.DataFrame, used: Sequence[str], models: Iterable[str]) -> Iterable[str]:
@@ -340,31 +270,6 @@ def _protocols(frame: pd.DataFrame, used: Sequence[str], models: Iterable[str]) 
     for signature, names in of.items():
         some = f" of {', '.join(whose[signature])}" if set(whose[signature]) != everyone else ""
         yield f"{', '.join(names)}{some}: {signature}"
-
-
-def _heads(
-    table: Table, shown: Sequence[Value], across: Sequence[Any], names: _Names
-) -> tuple[str, ...]:
-    left = [table.heads.get(name, KINDS.get(name, name).replace("_", " ")) for name in table.rows]
-    if table.columns is None:
-        return (*left, *(_head(value) for value in shown))
-    if len(shown) == 1:
-        return (*left, *(names(table.columns, at, True) or "none" for at in across))
-    return (*left, *(_head(value) for _ in across for value in shown))
-
-
-def _over(
-    table: Table, shown: Sequence[Value], across: Sequence[Any], names: _Names
-) -> tuple[tuple[str, int], ...]:
-    if table.columns is None or len(shown) == 1:
-        return ()
-    groups = [(names(table.columns, at, True) or "none", len(shown)) for at in across]
-    return (*(("", 1) for _ in table.rows), *groups)
-
-
-def _align(left: int, right: int) -> tuple[Literal["l", "r"], ...]:
-    sides: list[Literal["l", "r"]] = ["l"] * left
-    return (*sides, *(["r"] * right))  # type: ignore[arg-type]
 
 
 def _front(chosen: Chosen, table: Table) -> Mapping[str, str]:

@@ -18,8 +18,8 @@ from bitsweep.report import curves, figures, heatmap, labels
 from bitsweep.report.frame import whole
 from bitsweep.report.labels import Row, missing
 from bitsweep.report.paper.language import Drawn, Figure, Front, Heatmap, Lines
-from bitsweep.report.paper.pivot import called
 from bitsweep.report.paper.select import Chosen, choose, known_column, number, ordered, words
+from bitsweep.report.paper.words import called
 from bitsweep.report.style import COLUMN_IN, FAINT, MARKERS, PALE, PALETTE, TEXT_IN, slug
 from bitsweep.report.tables import heat, primaries
 
