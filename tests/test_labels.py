@@ -48,3 +48,15 @@ def test_values_are_told_apart_by_how_they_are_written() -> None:
     for row, value in zip(rows, (1, True), strict=True):
         row.point["data"] = value
     assert labels.varying(frame(rows)) == ["data"]
+
+
+def test_a_seed_is_named_once_and_what_nobody_chose_is_not() -> None:
+    axes = ["seed", "calibration.choice", "calibration.seed"]
+    of = {"method": "gptq", "calibration.choice": "random"}
+    assert labels.method({**of, "seed": 2, "calibration.seed": 2}, axes) == "gptq seed=2"
+    assert labels.method({**of, "seed": None, "calibration.seed": 2}, axes) == "gptq seed=2"
+    assert labels.method({**of, "seed": 0, "calibration.seed": 0}, axes) == "gptq"
+    apart = labels.method({**of, "seed": 1, "calibration.seed": 2}, axes)
+    assert apart == "gptq seed=1 calibration.seed=2"
+    longest = {"method": "gptq", "seed": 0, "calibration.choice": "longest"}
+    assert labels.method(longest, axes) == "gptq choice=longest"

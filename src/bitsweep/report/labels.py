@@ -20,6 +20,9 @@ SPELLED_OUT = {
 }  # fmt: skip
 """Axes that have a column or a place of their own; the others are named where they vary."""
 
+UNSAID = {"seed": 0, "calibration.seed": 0, "calibration.choice": "random"}
+"""What stands where nobody chose."""
+
 LEGEND_CAP = 22
 OPTIONS = re.compile(r" \([^)]*\)")
 IN_WEIGHTS = {"format", "symmetric", "scale_dtype"}
@@ -145,14 +148,18 @@ def method(row: Row, axes: Sequence[str] = ()) -> str:
         words.append(f"({row['method_options']})")
     for axis in axes:
         value = row.get(axis)
-        if missing(value) or value == "" or (axis.endswith("seed") and value == 0):
-            continue  # seed 0 is the one that nobody chose
+        if missing(value) or value == "" or value == UNSAID.get(axis):
+            continue
+        if axis == "calibration.seed" and missing(row.get("seed")):
+            axis = "seed"  # of a method that draws nothing but its text
+        elif axis == "calibration.seed" and value == row["seed"]:
+            continue
         if axis == "transforms":
             words.insert(0, f"{value} +")
         elif axis in ("input", "kv"):
             words.append({"input": "a", "kv": "kv"}[axis] + str(value).removeprefix("w"))
         elif axis != "recover":
-            name = axis if axis.endswith("seed") else axis.removeprefix("calibration.")
+            name = axis if axis == "calibration.seed" else axis.removeprefix("calibration.")
             words.append(f"{name}={value}")
     if "recover" in axes and not missing(row.get("recover")) and row["recover"] != "":
         words.append(f"+ {row['recover']}")
