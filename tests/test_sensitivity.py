@@ -159,10 +159,10 @@ def test_what_varies_of_the_calibration_is_named_and_a_seed_once() -> None:
     rows = [calibrated(), calibrated(seed=1), calibrated(windows=8), longest]
     main = sheets(frame(rows), "")["main"]
     assert sorted(line.cells[0] for line in main.lines) == [
-        "gptq seed=1 windows=16 choice=random",
+        "gptq seed=1 windows=16",
         "gptq windows=16 choice=longest",
-        "gptq windows=16 choice=random",
-        "gptq windows=8 choice=random",
+        "gptq windows=16",
+        "gptq windows=8",
     ]
     assert {"calibration.windows", "calibration.choice"} <= set(main.columns)
 
