@@ -160,8 +160,8 @@ def test_what_varies_of_the_calibration_is_named_and_a_seed_once() -> None:
     main = sheets(frame(rows), "")["main"]
     assert sorted(line.cells[0] for line in main.lines) == [
         "gptq seed=1 windows=16",
-        "gptq windows=16 choice=longest",
         "gptq windows=16",
+        "gptq windows=16 choice=longest",
         "gptq windows=8",
     ]
     assert {"calibration.windows", "calibration.choice"} <= set(main.columns)
