@@ -204,7 +204,8 @@ def _title(
         return title
     column = chosen.column(plain.of, reference)
     plain = replace(plain, digits=plain.digits if shown[0].show == "value" else 3)
-    said = f"{called(column)} {printed(number_, plain)}"
+    kind = column.partition("/")[0]  # which text stands below the table
+    said = f"{called(kind)} {printed(number_, plain)}"
     return f"{title}; full precision: {said}" if title else f"full precision: {said}"
 
 
