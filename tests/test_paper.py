@@ -117,7 +117,7 @@ def test_a_cell_is_the_change_of_perplexity_in_per_cent():
         ("rtn", "4 bits"): f"+{100 * (four / full - 1):.2f}",
         ("rtn", "3 bits"): f"+{100 * (three / full - 1):.2f}",
     }
-    assert made.lines[0].block == "reference; full precision: perplexity in domain 2.613"
+    assert made.lines[0].block == "reference; full precision: perplexity 2.613"
 
 
 def test_a_pivot_has_every_measured_point_of_the_frame():
