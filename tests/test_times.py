@@ -139,9 +139,9 @@ def test_latex_takes_the_table() -> None:
 def test_bars_show_what_the_bytes_would_give() -> None:
     """2 times bf16 at half of what the bytes give: the ratio of bytes is 4."""
     (drawn,) = speedup.figures(frame([timed(4, "torch_int4"), timed(8, "torch_int8", 1.5)]))
-    name, figure = drawn
+    name, make = drawn
     assert name == "latency"
-    decode = figure.axes[0]
+    decode = make().axes[0]
     assert [text.get_text() for text in decode.get_yticklabels()] == [
         "w8g64 uniform torch_int8",
         "w4g64 uniform torch_int4",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 import pandas as pd
@@ -21,19 +22,22 @@ MOST_WAYS = 12
 DASHES = ("-", "--", ":", "-.")
 
 
-def figures(frame: pd.DataFrame, curves: Sequence[Curve]) -> Iterator[tuple[str, Figure]]:
-    """(file name, figure): bars for each way in which parts were quantized, curves by model."""
+def figures(
+    frame: pd.DataFrame, curves: Sequence[Curve]
+) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """(file name, what makes it): bars for each way in which parts were quantized, curves by model."""
     models = list(dict.fromkeys(frame["model"]))
     for model in models:
         own = [curve for curve in curves if curve.model == model]
         end = f"_{slug(model)}" if len(models) > 1 else ""
         if own:
-            yield f"error_depth{end}", _depth(own, model if len(models) > 1 else "")
+            yield f"error_depth{end}", partial(_depth, own, model if len(models) > 1 else "")
     measured = parts(frame, primaries(frame))
     ways = measured.groupby(["model", "group", "kind"], sort=False)
     for (model, group, kind), bars in islice(ways, MOST_WAYS):
         end = f"{slug(str(model))}_" if len(models) > 1 else ""
-        yield f"sensitivity_{end}{slug(f'{group} {kind}')}", _bars(bars, f"{model}, {group}")
+        made = partial(_bars, bars, f"{model}, {group}")
+        yield f"sensitivity_{end}{slug(f'{group} {kind}')}", made
 
 
 def _bars(table: pd.DataFrame, title: str) -> Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from bitsweep.report.style import (
     PALETTE,
     in_style,
     save,
+    settle,
     slug,
 )
 from bitsweep.report.tables import heat, primaries, speed_metric
@@ -44,6 +46,9 @@ MOST_POINTS = 300
 LINEAR_BELOW = 0.05
 """Per cent of change below which the perplexity axis is linear, so that 0 and less have a place."""
 
+Made = Callable[[], Figure]
+"""Makes a figure: those that are not asked for cost nothing."""
+
 Name = Callable[[labels.Row], str]
 """What a point is called: points of one name look alike."""
 
@@ -58,20 +63,20 @@ def draw(frame: pd.DataFrame, folder: Path, curves: Sequence[Curve] = ()) -> lis
     """Write every figure that there are numbers for, as PDF and PNG; returns the paths."""
     written: list[Path] = []
     with in_style():
-        for name, figure in every(frame, curves):
-            written += save(figure, folder, name)
+        for name, make in every(frame, curves):
+            written += save(make(), folder, name)
     return written
 
 
-def every(frame: pd.DataFrame, curves: Sequence[Curve] = ()) -> Iterator[tuple[str, Figure]]:
-    """(file name, figure) of all that there are numbers for."""
+def every(frame: pd.DataFrame, curves: Sequence[Curve] = ()) -> Iterator[tuple[str, Made]]:
+    """(file name, what makes the figure) of all that there are numbers for."""
     yield from figures(frame)
     yield from bars.figures(frame, curves)
     yield from speedup.figures(frame)
 
 
-def figures(frame: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
-    """(file name, figure); with several models, a figure each, named after its model."""
+def figures(frame: pd.DataFrame) -> Iterator[tuple[str, Made]]:
+    """Those of :func:`every` by model; with several models, one each, named after its model."""
     own = primaries(frame)
     speed = speed_metric(frame)
     models = list(dict.fromkeys(frame["model"]))
@@ -88,18 +93,18 @@ def figures(frame: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         part, quality = everything[everything["model"] == model], own[model]
         end = f"_{slug(model)}" if len(models) > 1 else ""
         title = model if len(models) > 1 else ""
+        of_front = partial(front_figure, part, y=quality, looks=looks, name=name, title=title)
         if _count(part, "file_mib", quality):
-            yield (
-                f"front_size{end}",
-                front_figure(part, "file_mib", "file, MiB", quality, looks, name, title),
-            )
+            yield f"front_size{end}", partial(of_front, "file_mib", "file, MiB")
         if speed is not None and _count(part, speed, quality):
-            axis = SPEED_AXIS[speed]
-            yield f"front_speed{end}", front_figure(part, speed, axis, quality, looks, name, title)
+            yield f"front_speed{end}", partial(of_front, speed, SPEED_AXIS[speed])
         cells = heat(part)
         if cells["change"].notna().any():
             what = f"change of perplexity ({quality.partition('/')[2]}), %"
-            yield f"heatmap{end}", heatmap.draw(cells, f"{title}: {what}" if title else what)
+            yield (
+                f"heatmap{end}",
+                partial(heatmap.draw, cells, f"{title}: {what}" if title else what),
+            )
 
 
 def _named_axes(frame: pd.DataFrame) -> list[str]:
@@ -265,7 +270,7 @@ def _cloud(
 
 def _name_front(axes: Axes, rows: Sequence[labels.Row], x: str, y: str, higher: bool) -> None:
     """Names on the empty side of the front; one that would lie on another is left out."""
-    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # settles where points are
+    settle(axes.figure)  # type: ignore[arg-type]  # places of points are known from here on
     points_per_pixel = 72 / axes.figure.dpi
     taken: list[tuple[float, float]] = []
     for row in sorted(rows, key=lambda row: (row[x], row["run_id"])):

@@ -82,7 +82,7 @@ def _column_wide(panels: int, methods: int) -> tuple[Figure, Any]:
 
 def _page_wide(rows: Sequence[Sequence[str]]) -> tuple[Figure, Any]:
     """A panel below the other, each with the methods that it has: long names need the width."""
-    height = sum(0.17 * len(own) + 0.32 for own in rows) + 0.4
+    height = round(sum(0.17 * len(own) + 0.32 for own in rows) + 0.4, 4)  # Pythons sum unalike
     figure = Figure(figsize=(2 * COLUMN_IN + 0.25, height), layout="constrained")
     ratios = [len(own) + 0.5 for own in rows]
     return figure, figure.subplots(len(rows), 1, squeeze=False, sharex=True, height_ratios=ratios)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -16,14 +17,14 @@ MOST_BARS = 30
 """Beyond them a column of paper has no room; the table has all."""
 
 
-def figures(frame: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
-    """(file name, figure) for each model whose bytes are known: of its first shape."""
+def figures(frame: pd.DataFrame) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """(file name, what makes it) for each model whose bytes are known: of its first shape."""
     found = [block for block in blocks(frame) if block.first and _bars(block)]
     for block in found:
         several = [other for other in found if other.model == block.model]
         end = f"_{slug(block.model)}" if len(frame["model"].unique()) > 1 else ""
         end += f"_{several.index(block) + 1}" if len(several) > 1 else ""
-        yield f"latency{end}", _draw(block)
+        yield f"latency{end}", partial(_draw, block)
 
 
 def _bars(block: Block) -> dict[str, Mapping[str, float]]:

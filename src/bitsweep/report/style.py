@@ -53,21 +53,29 @@ UNDATED: dict[str, dict[str, Any]] = {
 """Options of each file type: nothing in it tells when or by which build it was drawn."""
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write ``figure`` as every type of :data:`UNDATED`, the same bytes in every process.
+def settle(figure: Figure) -> None:
+    """Lay ``figure`` out, once and for all, at rounded places.
 
-    It is laid out once, at rounded places: the solver of constrained layouts orders its variables
-    by their addresses, so that places differ in the last bit from process to process, enough to
-    round a tenth decimal in a PDF the other way.
+    The solver of constrained layouts orders its variables by their addresses, so that places differ
+    in the last bit from process to process, enough to round a tenth decimal in a PDF the other way.
     """
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    engine = figure.get_layout_engine()
+    if engine is None:
+        return
+    engine.execute(figure)
+    # None and not "none", which leaves a stand-in for which each file is drawn twice
+    figure.set_layout_engine(None)
     for axes in figure.axes:
         left, bottom, width, height = axes.get_position().bounds
         axes.set_position((round(left, 6), round(bottom, 6), round(width, 6), round(height, 6)))
     if figure._suptitle is not None:  # type: ignore[attr-defined]  # has no public getter
         x, y = figure._suptitle.get_position()  # type: ignore[attr-defined]
         figure._suptitle.set_position((round(x, 6), round(y, 6)))  # type: ignore[attr-defined]
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write ``figure`` as every type of :data:`UNDATED`, the same bytes in every process."""
+    settle(figure)
     written = []
     for suffix, options in UNDATED.items():
         path = folder / f"{name}.{suffix}"

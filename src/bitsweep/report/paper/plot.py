@@ -204,4 +204,4 @@ def drawn(where: str, frame: pd.DataFrame, figure: Drawn, folder: Path) -> Itera
                 f"{where}.figures: {name}: the report has no such figure"
                 f"{nearest(name, made) or choices(sorted(made))}"
             )
-        yield Picture(f"_{slug(name)}" if len(figure.figures) > 1 else "", made[name], ids)
+        yield Picture(f"_{slug(name)}" if len(figure.figures) > 1 else "", made[name](), ids)
