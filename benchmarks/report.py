@@ -3,11 +3,11 @@
     python benchmarks/report.py [--records 10 1000 10000] [--models 1] [--apart 1] [--keep FOLDER]
 
 Makes that many Records out of the committed ones (``results/methods``, ``policies``, ``demo``,
-``sensitivity``): their columns, signatures and details as they are, other seeds, options and
-models (the five of the sources, each as ``--models``), numbers moved by a few per cent. Reports
-them, and prints seconds of one CPU by stage, the page's size and the peak memory, each count in a
-process of its own. ``--apart K``: as K experiments reported together. ``--keep``: leave the folders
-there.
+``sensitivity``): their columns, signatures and details as they are, other seeds, options and models
+(the five of the sources, each as ``--models``), numbers moved by a few per cent. Reports them, and
+prints seconds of one CPU by stage, those of the process beside it that draws figures, the page's
+size and the peak memory, each count in a process of its own. ``--apart K``: as K experiments
+reported together. ``--keep``: leave the folders there.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ STAGES = (
     ("bitsweep.report.sheet", "as_csv", "CSV"),
     ("bitsweep.report.sheet", "latex", "LaTeX"),
     ("bitsweep.report.curves", "read", "curves"),
-    ("bitsweep.report.figures", "draw", "figures"),
+    ("bitsweep.report.drawing", "_draw", "figures"),
     ("bitsweep.report.page", "render", "page"),
     ("bitsweep.report.terminal", "show", "terminal"),
 )
@@ -158,7 +158,7 @@ def measure(folders: list[Path]) -> dict[str, float]:
 
     began, started = time.perf_counter(), time.process_time()
     from bitsweep import report
-    from bitsweep.report import curves, figures, page, sheet, tables, terminal  # noqa: F401
+    from bitsweep.report import curves, drawing, page, sheet, tables, terminal  # noqa: F401
 
     spent = {"import": time.process_time() - started}
     with timed() as stages, redirect_stdout(sys.stderr):
@@ -168,6 +168,8 @@ def measure(folders: list[Path]) -> dict[str, float]:
     spent |= {name: stages.get(name, 0.0) for _, _, name in STAGES}
     spent["other"] = time.process_time() - started - sum(spent.values())
     spent["all"] = sum(spent.values())
+    beside = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent["beside"] = beside.ru_utime + beside.ru_stime
     spent["wall"] = time.perf_counter() - began
     sizes = {"page, MB": written.page.stat().st_size / 1e6}
     for kind in ("tables", "figures"):

@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 import records
 
+from bitsweep.report import drawing as room
 from bitsweep.report import figures, labels
+from bitsweep.report.drawing import drawing
 from bitsweep.report.frame import frame
 
 
@@ -27,7 +29,8 @@ def test_the_same_numbers_draw_the_same_bytes(table, tmp_path: Path):
     folders = tmp_path / "a", tmp_path / "b"
     for folder in folders:
         folder.mkdir()
-        figures.draw(table, folder)
+        with drawing(table, folder, alone=True) as begun:
+            begun.finish()
     names = sorted(path.name for path in folders[0].iterdir())
     assert names == [
         f"{name}.{suffix}"
@@ -39,6 +42,46 @@ def test_the_same_numbers_draw_the_same_bytes(table, tmp_path: Path):
     for path in folders[0].glob("*.pdf"):
         assert b"/Type3" not in path.read_bytes(), "fonts are embedded as TrueType"
         assert b"CreationDate" not in path.read_bytes()
+
+
+@pytest.fixture
+def two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one figure is enough for the second."""
+    monkeypatch.setattr(room, "_processors", lambda: 2)
+    monkeypatch.setattr(room, "FEW", 0)
+
+
+def drawn(table: pd.DataFrame, folder: Path, alone: bool) -> dict[str, bytes]:
+    """The figures in ``folder`` by name."""
+    folder.mkdir()
+    with drawing(table, folder, alone=alone) as begun:
+        if begun.helper is not None:
+            begun.helper.wait()  # it draws all, as this process has other work
+        begun.finish()
+    assert sorted(begun.paths) == sorted(folder.iterdir())
+    return {path.name: path.read_bytes() for path in begun.paths}
+
+
+@pytest.mark.usefixtures("two_processors")
+def test_another_process_draws_the_same_bytes(table, tmp_path: Path, monkeypatch):
+    here = drawn(table, tmp_path / "here", alone=True)
+    monkeypatch.setattr(room, "save", None)  # from here on this process can draw nothing
+    assert drawn(table, tmp_path / "beside", alone=False) == here
+
+
+@pytest.mark.usefixtures("two_processors")
+@pytest.mark.parametrize("program", ["/bin/false", "/nowhere"])
+def test_without_another_process_figures_are_drawn_here(table, tmp_path, monkeypatch, program):
+    monkeypatch.setattr(room.sys, "executable", program)
+    assert len(drawn(table, tmp_path / "here", alone=False)) == 6
+
+
+def test_what_another_process_claimed_and_left_is_drawn_here(table, tmp_path: Path):
+    begun = room.Drawing([*figures.every(table)], tmp_path, tmp_path)
+    begun.helper = room.subprocess.Popen(["/bin/false"])
+    (tmp_path / "heatmap.claimed").touch()
+    begun.finish()
+    assert all(path.exists() for path in begun.paths)
 
 
 def test_no_two_methods_look_alike():

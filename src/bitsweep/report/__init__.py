@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import gc
 import glob
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,13 +89,15 @@ def write(*folders: str | Path, question: str = "", command: str = "") -> Report
     places = [Path(folder) for folder in folders]
     title = "+".join(place.name for place in places)
     folder = places[0] if len(places) == 1 else places[0].parent / title
-    records, made, report, depths = _answer(places, folder, title)
-    merged = [pair for place in places for pair in read_merged(place)]
-    small = list(dict.fromkeys(line for each in made.values() for line in each.small))
-    stores = {place.name: Store(place) for place in places}
-    with uncollected():
-        text = page.render(report.frame, title, question, small, merged, depths, records, stores)
-    _write(report.page, text)
+    with _answer(places, folder, title) as (records, made, report, depths):
+        merged = [pair for place in places for pair in read_merged(place)]
+        small = list(dict.fromkeys(line for each in made.values() for line in each.small))
+        stores = {place.name: Store(place) for place in places}
+        with uncollected():
+            text = page.render(
+                report.frame, title, question, small, merged, depths, records, stores
+            )
+        _write(report.page, text)
     if not (folder / "README.md").exists():
         drawn = list(report.figures)
         _write(folder / "README.md", _readme(title, question, command, records, drawn))
@@ -108,43 +110,52 @@ def redraw(folder: Path) -> None:
     Raises:
         UserError: as :func:`load`.
     """
-    _answer([folder], folder, folder.name)
+    with _answer([folder], folder, folder.name, alone=True):
+        pass  # tables are written on the way in, figures on the way out
 
 
+@contextmanager
 def _answer(
-    places: list[Path], folder: Path, title: str
-) -> tuple[list[Record], dict[str, Sheet], Report, list[Curve]]:
-    """Write tables and figures of the Records in ``places`` into ``folder``."""
-    from bitsweep.report import curves, figures, sheet, tables
+    places: list[Path], folder: Path, title: str, alone: bool = False
+) -> Iterator[tuple[list[Record], dict[str, Sheet], Report, list[Curve]]]:
+    """Write tables and figures of the Records in ``places`` into ``folder``.
+
+    The figures are drawn meanwhile and are there afterwards; ``alone`` as :func:`drawing` takes it.
+    """
+    from bitsweep.report import curves, sheet, tables
+    from bitsweep.report.drawing import drawing
     from bitsweep.report.frame import frame
     from bitsweep.report.origin import origin
 
     with uncollected():
         records = collect(*(glob.escape(str(place)) for place in places))
         table = frame(records)
-        merged = [pair for place in places for pair in read_merged(place)]
-        made = tables.sheets(table, origin(records), merged)
+        depths = curves.read(places, table)
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     (folder / "figures").mkdir(exist_ok=True)
-    written = []
-    for name in TABLES:
-        for suffix, render in (("md", sheet.markdown), ("csv", sheet.as_csv), ("tex", sheet.latex)):
-            path = folder / "tables" / f"{name}.{suffix}"
-            if name in made:
-                _write(path, render(made[name]))
-                written.append(path)
-            else:
-                path.unlink(missing_ok=True)
-    depths = curves.read(places, table)
-    gc.freeze()  # the collector need not look through all Records again with every figure
-    try:
-        drawn = figures.draw(table, folder / "figures", depths)
-    finally:
-        gc.unfreeze()
-    for stale in {*(folder / "figures").glob("*.p[dn][fg]")} - {*drawn}:
+    with drawing(table, folder / "figures", depths, alone) as begun:
+        with uncollected():
+            merged = [pair for place in places for pair in read_merged(place)]
+            made = tables.sheets(table, origin(records), merged)
+        written = []
+        for name in TABLES:
+            for suffix, render in (
+                ("md", sheet.markdown),
+                ("csv", sheet.as_csv),
+                ("tex", sheet.latex),
+            ):
+                path = folder / "tables" / f"{name}.{suffix}"
+                if name in made:
+                    _write(path, render(made[name]))
+                    written.append(path)
+                else:
+                    path.unlink(missing_ok=True)
+        figures = tuple(begun.paths)
+        report = Report(folder, title, table, tuple(written), figures, folder / "index.html")
+        yield records, made, report, depths
+        begun.finish()
+    for stale in {*(folder / "figures").glob("*.p[dn][fg]")} - {*figures}:
         stale.unlink()
-    report = Report(folder, title, table, tuple(written), tuple(drawn), folder / "index.html")
-    return records, made, report, depths
 
 
 def keep_merged(folder: str | Path, merged: Iterable[tuple[str, str]]) -> None:

@@ -25,7 +25,7 @@ DASHES = ("-", "--", ":", "-.")
 def figures(
     frame: pd.DataFrame, curves: Sequence[Curve]
 ) -> Iterator[tuple[str, Callable[[], Figure]]]:
-    """(file name, what makes it): bars for each way in which parts were quantized, curves by model."""
+    """(file name, what makes it): bars for each way to quantize parts, curves by model."""
     models = list(dict.fromkeys(frame["model"]))
     for model in models:
         own = [curve for curve in curves if curve.model == model]

@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -27,8 +26,6 @@ from bitsweep.report.style import (
     MARKERS,
     PALE,
     PALETTE,
-    in_style,
-    save,
     settle,
     slug,
 )
@@ -57,15 +54,6 @@ SPEED_AXIS = {
     "decode_tok_s": "decode, tokens per second",
     "decode_ms": "decode, ms per token",
 }
-
-
-def draw(frame: pd.DataFrame, folder: Path, curves: Sequence[Curve] = ()) -> list[Path]:
-    """Write every figure that there are numbers for, as PDF and PNG; returns the paths."""
-    written: list[Path] = []
-    with in_style():
-        for name, make in every(frame, curves):
-            written += save(make(), folder, name)
-    return written
 
 
 def every(frame: pd.DataFrame, curves: Sequence[Curve] = ()) -> Iterator[tuple[str, Made]]:
