@@ -9,13 +9,17 @@ from typing import Any
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 
 from bitsweep.report import labels
 from bitsweep.report.style import COLUMN_IN, INK, PALE
 from bitsweep.report.tables import signed
+
+Square = list[tuple[float, float]]
 
 MOST_ROWS = 10
 """Methods that a heat map one column wide has room for."""
@@ -92,21 +96,29 @@ def _panel(
     axes: Axes, part: pd.DataFrame, methods: Sequence[str], bits: Sequence[float], norm: SymLogNorm
 ) -> None:
     colors = matplotlib.colormaps["RdBu_r"]
+    known: list[tuple[Square, tuple[float, ...]]] = []
+    empty: list[Square] = []
     for row in labels.rows(part):
         column, line = bits.index(row["bits"]), methods.index(row["method"])
-        corner = (column - 0.5, line - 0.5)
         change = row["change"]
         if change is None:
-            axes.add_patch(Rectangle(corner, 1, 1, fc=PALE, ec="#B0B0B0", hatch="/////", lw=0))
+            empty.append(_square(column, line))
             continue
         shade = 0.5 + 0.86 * (float(norm(change)) - 0.5)  # keep off the darkest ends: text on it
         color = colors(shade)
-        axes.add_patch(Rectangle(corner, 1, 1, fc=color, ec="white", lw=1))
+        known.append((_square(column, line), color))
         light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
-        axes.text(
+        text = axes.text(
             column, line, _short(change), ha="center", va="center", fontsize=5.8,
             color=INK if light > 0.5 else "white",
         )  # fmt: skip
+        text.set_in_layout(False)  # it is inside its cell
+    if known:
+        squares, shades = zip(*known, strict=True)
+        axes.add_collection(PolyCollection(squares, facecolors=shades, edgecolors="white", lw=1))
+    if empty:  # one path: each hatched patch is a pattern of its own
+        path = Path.make_compound_path(*(Path(square, closed=True) for square in empty))
+        axes.add_patch(PathPatch(path, fc=PALE, ec="#B0B0B0", hatch="/////", lw=0))
     axes.set_xlim(-0.5, len(bits) - 0.5)
     axes.set_ylim(len(methods) - 0.5, -0.5)
     called = (
@@ -117,6 +129,12 @@ def _panel(
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def _square(column: float, line: float) -> Square:
+    """The corners of a cell, the first one twice: the path is closed."""
+    left, top, right, bottom = column - 0.5, line - 0.5, column + 0.5, line + 0.5
+    return [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
 
 
 def _short(change: float) -> str:
