@@ -137,19 +137,19 @@ def _answer(
         with uncollected():
             merged = [pair for place in places for pair in read_merged(place)]
             made = tables.sheets(table, origin(records), merged)
-        written = []
-        for name in TABLES:
-            for suffix, render in (
-                ("md", sheet.markdown),
-                ("csv", sheet.as_csv),
-                ("tex", sheet.latex),
-            ):
-                path = folder / "tables" / f"{name}.{suffix}"
-                if name in made:
-                    _write(path, render(made[name]))
-                    written.append(path)
-                else:
-                    path.unlink(missing_ok=True)
+            written = []
+            for name in TABLES:
+                for suffix, render in (
+                    ("md", sheet.markdown),
+                    ("csv", sheet.as_csv),
+                    ("tex", sheet.latex),
+                ):
+                    path = folder / "tables" / f"{name}.{suffix}"
+                    if name in made:
+                        _write(path, render(made[name]))
+                        written.append(path)
+                    else:
+                        path.unlink(missing_ok=True)
         figures = tuple(begun.paths)
         report = Report(folder, title, table, tuple(written), figures, folder / "index.html")
         yield records, made, report, depths

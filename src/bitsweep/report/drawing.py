@@ -24,6 +24,7 @@ import bitsweep
 from bitsweep.report import figures
 from bitsweep.report.curves import Curve
 from bitsweep.report.style import UNDATED, in_style, save
+from bitsweep.store import uncollected
 
 FEW = 3
 """Figures that are drawn sooner than another process is there."""
@@ -62,13 +63,15 @@ def drawing(
 
     ``alone``: without another process, for a caller that is one of several.
     """
-    jobs = [*figures.every(frame, curves)]
+    with uncollected():
+        jobs = [*figures.every(frame, curves)]
     if len(jobs) <= FEW or _processors() < 2 or alone:
         yield Drawing(jobs, folder, None)
         return
     with tempfile.TemporaryDirectory(prefix="bitsweep-") as name:
         begun = Drawing(jobs, folder, Path(name))
-        begun.helper = _start(frame, folder, curves, Path(name))
+        with uncollected():
+            begun.helper = _start(frame, folder, curves, Path(name))
         try:
             yield begun
         finally:
@@ -136,9 +139,11 @@ def _frozen() -> Iterator[None]:
 
 def _help(claims: Path) -> None:
     """What the second process does: from the last figure back, as the first begins in front."""
-    given: Any = pickle.loads((claims / JOB).read_bytes())
-    frame, folder, curves = given
-    _draw([*figures.every(frame, curves)][::-1], folder, claims)
+    with uncollected():
+        given: Any = pickle.loads((claims / JOB).read_bytes())
+        frame, folder, curves = given
+        jobs = [*figures.every(frame, curves)]
+    _draw(jobs[::-1], folder, claims)
 
 
 if __name__ == "__main__":
