@@ -5,13 +5,13 @@ Colours are Okabe and Ito's (told apart by colour-blind eyes), each with a marke
 
 from __future__ import annotations
 
-import atexit
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,8 @@ def _small_font() -> str:
         if entry.nameID in FAMILY:
             entry.string = name
     folder = tempfile.mkdtemp(prefix="bitsweep-font-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # not atexit, which a worker of multiprocessing does not run
+    Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=0)
     path = Path(folder) / "font.ttf"
     font.save(path)
     fontManager.addfont(path)
