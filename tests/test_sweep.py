@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -133,6 +134,20 @@ def test_the_recorded_command_makes_the_point_again(desk: Desk) -> None:
     assert command[:2] == ["bitsweep", "run"]
     (again,) = bitsweep.run(*command[2:])
     assert again.run_id == record.run_id
+
+
+def test_a_folder_of_ones_own_groups_is_a_part_of_the_recorded_command(desk: Desk) -> None:
+    own = desk.folder / "conf" / "policy"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("rules:\n  - {role: linear}\n  - {role: ffn, bits: 8}\n")
+    launch(desk.overrides("bits=3,4", "policy=mine"), Session(), "conf")
+    record = json.loads(desk.records("adhoc")[0].read_text())
+    words = shlex.split(record["provenance"]["command"])
+    assert words[-2:] == ["--config-dir", "conf"]
+    assert cli.dispatch([*words[1:], "experiment=again"]) == cli.OK
+    (again,) = desk.records("again")
+    assert again.name in {path.name for path in desk.records("adhoc")}
+    assert cli.dispatch(["export", record["run_id"], "--to", "hf-dense"]) == cli.OK
 
 
 def test_run_from_python_returns_records_every_time(desk: Desk) -> None:

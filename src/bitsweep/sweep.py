@@ -68,9 +68,15 @@ def title(job: Job) -> str:
 
 
 def survey(
-    config_loader: Any, master: DictConfig, arguments: Sequence[str], artifacts: Artifacts
+    config_loader: Any,
+    master: DictConfig,
+    arguments: Sequence[str],
+    artifacts: Artifacts,
+    config_dir: str | None = None,
 ) -> list[Candidate]:
     """Every point of the sweep with its fate. Nothing is measured and nothing written.
+
+    ``config_dir`` is the user's own folder of groups, a part of each point's command.
 
     Raises:
         UserError: a point's configuration is wrong; the first one found.
@@ -87,7 +93,7 @@ def survey(
         for overrides in _each(given, config_loader, master, artifacts)
     ]
     for overrides in points:
-        job = _composed(overrides, config_loader, master)
+        job = _composed(overrides, config_loader, master, config_dir)
         _check_once(job, artifacts, checked)
         candidate = _judge(overrides, job, artifacts, seen)
         if candidate.prepared is not None:
@@ -96,10 +102,18 @@ def survey(
     return found
 
 
-def _composed(overrides: list[str], config_loader: Any, master: DictConfig) -> Job:
+def _composed(
+    overrides: list[str], config_loader: Any, master: DictConfig, config_dir: str | None = None
+) -> Job:
     with one_line_errors():
         composed = config_loader.load_sweep_config(master, overrides)
-    return config.job(composed, command_line("run", typed(overrides)))
+    return config.job(composed, _command(overrides, config_dir))
+
+
+def _command(overrides: Sequence[str], config_dir: str | None) -> str:
+    """What to type to have one point of a sweep again."""
+    own = [] if config_dir is None else ["--config-dir", config_dir]
+    return command_line("run", [*typed(overrides), *own])
 
 
 def _each(
@@ -191,6 +205,7 @@ class Session:
     progress: Progress = field(default_factory=Progress)
     candidates: list[Candidate] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
+    config_dir: str | None = None
     _mirrors: dict[str, tracking.Mirrors] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -204,7 +219,7 @@ class Session:
         from bitsweep.run import refused_record
 
         started = time.perf_counter()
-        self.candidates = survey(config_loader, master, arguments, self.artifacts)
+        self.candidates = survey(config_loader, master, arguments, self.artifacts, self.config_dir)
         for folder in {candidate.job.point.folder for candidate in self.candidates}:
             Store(folder).prepare()
         for candidate in self.candidates:
@@ -232,7 +247,7 @@ class Session:
         taken = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
         assert isinstance(values, dict)
         plain = {str(key): value for key, value in values.items()}
-        job = config.parse(plain, taken, command_line("run", typed(overrides)))
+        job = config.parse(plain, taken, _command(overrides, self.config_dir))
         return self.execute(Candidate(overrides, job, "run"))  # another sweeper's: not surveyed
 
     def execute(self, candidate: Candidate, alone: bool = False) -> Outcome:
@@ -325,6 +340,7 @@ def launch(overrides: Sequence[str], session: Session, extra_dir: str | None = N
     Raises:
         UserError: a mistake in any point, before the first one starts.
     """
+    session.config_dir = extra_dir
     lines = [*normal(overrides), "hydra.mode=MULTIRUN"]
     with hydra_app(lines, extra_dir) as hydra, one_line_errors():
         hydra.multirun(config_name=CONFIG_NAME, task_function=session, overrides=lines)

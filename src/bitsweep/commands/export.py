@@ -49,7 +49,7 @@ def export(argv: list[str]) -> int:
     artifacts = Artifacts(cache_root())
     if len(given.what) == 1 and "=" not in given.what[0]:
         records = find(given.what[0], given.results_dir)
-        wanted, prepared = again(records[0], artifacts)
+        wanted, prepared = again(records[0], artifacts, given.config_dir)
     else:
         records = []
         wanted = job(compose(given.what, given.config_dir), command_line("export", argv))
@@ -92,8 +92,12 @@ def find(run_id: str, results: Path) -> list[Record]:
     return sorted(siblings.values(), key=lambda record: (record.kind, record.run_id))
 
 
-def again(record: Record, artifacts: Artifacts) -> tuple[Job, Prepared]:
+def again(
+    record: Record, artifacts: Artifacts, config_dir: str | None = None
+) -> tuple[Job, Prepared]:
     """The point of ``record``, composed anew from its command.
+
+    ``config_dir``: where the user's own groups are now, if not where the command says.
 
     Raises:
         UserError: it has become another point meanwhile; says what of it.
@@ -108,7 +112,7 @@ def again(record: Record, artifacts: Artifacts) -> tuple[Job, Prepared]:
             "give its KEY=VALUE in place of the id"
         )
     given = parser("run").parse_intermixed_args(words[2:])
-    wanted = job(compose(given.overrides, given.config_dir), command)
+    wanted = job(compose(given.overrides, config_dir or given.config_dir), command)
     torch.set_num_threads(int(record.provenance.get("threads", torch.get_num_threads())))
     prepared = _prepared(wanted, artifacts)
     if prepared.point_id != record.point_id:

@@ -66,7 +66,7 @@ def _survey(overrides: list[str], config_dir: str | None, artifacts: Artifacts) 
             overrides=[*overrides, "hydra.mode=MULTIRUN"],
             run_mode=RunMode.MULTIRUN,
         )
-        return survey(hydra.config_loader, master, overrides, artifacts)
+        return survey(hydra.config_loader, master, overrides, artifacts, config_dir)
 
 
 def _print(candidates: Sequence[Candidate], artifacts: Artifacts) -> None:
