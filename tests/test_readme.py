@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from desk import lay
 
 from bitsweep import cli, config, formats, models
 from bitsweep.artifacts import Artifacts
@@ -69,7 +70,25 @@ def test_every_list_and_plan_runs(words: list[str], monkeypatch: pytest.MonkeyPa
 
 def test_every_sweep_is_an_experiment() -> None:
     for text in (README, METHODS):
-        assert {*re.findall(r"bitsweep sweep (\w+)", text)} <= {*experiments()}
+        shown = {*re.findall(r"`experiments/(\w+)\.yaml`", text)}
+        assert {*re.findall(r"bitsweep sweep (\w+)", text)} <= {*experiments(), *shown}
+
+
+def test_its_policy_and_its_experiment_are_points_that_nothing_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lay(tmp_path)
+    for had, named in {"llama": "my_model", "measured.txt": "my_text.txt"}.items():
+        (tmp_path / had).rename(named)
+    (tmp_path / "calibrating.txt").rename("other_text.txt")
+    policy, experiment = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    for path, text in {"conf/policy": policy, "experiments": experiment}.items():
+        (tmp_path / path).mkdir(parents=True)
+        (tmp_path / path / "mine.yaml").write_text(text, encoding="utf-8")
+    small = ("data.window=32", "calibration.windows=4")  # as the texts here
+    assert cli.dispatch(["plan", "mine", "--config-dir", "conf", *small]) == cli.OK
+    assert "9 points: 9 to run" in capsys.readouterr().out
 
 
 def test_make_knows_the_two_commands() -> None:
