@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from bitsweep.models import skeleton
 from bitsweep.record import Delta, Metric, Record
 from bitsweep.report import limits
 from bitsweep.report.acceptance import Acceptance, Amount
+from bitsweep.report.advice import columns
 from bitsweep.report.exportable import leaving
 from bitsweep.report.frame import frame
 from bitsweep.report.recommend import Answer, Question, answers
@@ -125,6 +127,26 @@ def test_what_was_not_timed_can_not_pass_a_limit_on_speed() -> None:
     answer = ask([*rows, timed(rows[0], 1.8)], line=Acceptance(speedup=1.5))
     assert order(answer) == ["rtn4"]
     assert answer.unmeasured == {"latency": (1, "not timed; probes=latency does")}
+
+
+def test_of_several_tasks_the_one_that_lost_most_is_shown() -> None:
+    """BLEU 90 - 0.1, 90 - 1.5 and 90 + 0.2, all within a limit of 2."""
+    losses = {"a": -0.1, "b": -1.5, "c": 0.2}
+    scores = [
+        Metric(
+            f"bleu/{task}", 90 + loss, "", "higher", "bleu|v1",
+            delta=Delta("difference", loss, loss - 0.1, loss + 0.1),
+        )
+        for task, loss in losses.items()
+    ]  # fmt: skip
+    full = [replace(score, value=90.0, delta=Delta("difference", 0, 0, 0)) for score in scores]
+    rows = [
+        records.record("full_precision", None, None, None,
+                       metrics=[quality(1.0, 1e-9), size(10), *full]),
+        records.record("rtn", 4, metrics=[quality(0.99), size(3), *scores]),
+    ]  # fmt: skip
+    (answer,) = answers(frame(rows), Question(line=Acceptance(drop={"bleu": Amount(2.0)})))
+    assert dict(columns(answer, answer.passing))["bleu lower by"] == ["1.500"]
 
 
 def test_the_counts_say_which_limit_leaves_out_most() -> None:

@@ -104,6 +104,14 @@ class Check:
         off = self.limit - self.found.value if self.at_least else self.found.value - self.limit
         return max(off, 0.0) / (abs(self.limit) or 1.0)
 
+    @property
+    def room(self) -> float:
+        """How far the number is on the right side of the limit, in its own unit."""
+        if self.found.value is None:
+            return float("-inf")
+        off = self.found.value - self.limit
+        return off if self.at_least else -off
+
     def _within(self, value: float) -> bool:
         return value >= self.limit if self.at_least else value <= self.limit
 

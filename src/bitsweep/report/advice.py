@@ -142,7 +142,7 @@ def _passes(candidate: Candidate) -> str:
 def deciding(candidate: Candidate, name: str) -> Check:
     """Of the checks called ``name`` the one that decides against most."""
     own = [check for check in candidate.checks if check.name == name]
-    return min(own, key=lambda c: (acceptance.VERDICTS.index(c.verdict), -c.beyond))
+    return min(own, key=lambda c: (acceptance.VERDICTS.index(c.verdict), -c.beyond, c.room))
 
 
 def cell(found: Estimate, digits: int = 3) -> str:
