@@ -61,6 +61,7 @@ def record(
     point = columns(method, bits, group, policy)
     point |= {name: changes.pop(name) for name in list(changes) if name in point}
     name = identifier(sorted(point.items(), key=str))
+    plan = "nothing quantized" if method == "full_precision" else "w4g64 x28"
     made = Record(
         run_id=identifier(name, kind),
         point_id=name,
@@ -75,7 +76,7 @@ def record(
             "parameters": WEIGHTS,
             "tied": False,
         },
-        plan={"digest": name, "summary": "w4g64 x28", "untied": False, "misfits": {}},
+        plan={"digest": name, "summary": plan, "untied": False, "misfits": {}},
         metrics={metric.name: metric for metric in metrics or []},
         timings={"quantize": {"wall_s": 1.2, "cpu_s": 1.1, "peak_rss_mib": 900.0}},
         provenance={

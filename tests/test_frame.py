@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import records
 
 from bitsweep.errors import UserError
+from bitsweep.report import labels
 from bitsweep.report.frame import frame, references
 
 
@@ -93,6 +95,22 @@ def test_two_protocols_of_one_metric_are_refused():
         frame([old, new])
 
 
+def test_two_protocols_of_one_experiment_are_named_by_a_run_each_with_what_to_type():
+    old = records.record("rtn", 4, metrics=[records.ppl(2.7)], run_id="a" * 64)
+    new = records.record("rtn", 3, metrics=[records.ppl(2.9)], run_id="b" * 64)
+    signed = old.metrics["ppl/in_domain"].signature.replace("tokens:204800", "tokens:2048")
+    new.metrics["ppl/in_domain"] = replace(new.metrics["ppl/in_domain"], signature=signed)
+    with pytest.raises(UserError) as told:
+        frame([old, new])
+    said = str(told.value)
+    assert "'tokens:204800' (run aaaaaaaaaaaa) and 'tokens:2048' (run bbbbbbbbbbbb)" in said
+    assert "experiment=demo" in said
+    assert "`bitsweep show bbbbbbbbbbbb` prints with experiment=NAME" in said
+    new.experiment = "other"
+    with pytest.raises(UserError, match="apart: `bitsweep report demo`, `bitsweep report other`"):
+        frame([old, new])
+
+
 def timed(signature: str, bits: int = 4) -> records.Record:
     metric = records.Metric("decode_ms", 1.0, "ms", "lower", signature)
     return records.record("rtn", bits, kind="timing", metrics=[metric])
@@ -156,3 +174,14 @@ def test_full_precision_with_a_quantized_cache_is_not_the_reference():
     table = frame([cache, plain])
     assert references(table).tolist() == [True, False]
     assert table["kv"].tolist() == [None, "w4"]
+
+
+def test_a_checkpoint_that_was_quantized_before_is_no_reference_and_says_what_it_is():
+    plain, export = (records.record("full_precision", None, None, None) for _ in range(2))
+    export.run_id = export.point_id = "export"
+    export.plan = {**export.plan, "summary": "w4g64 x24, w8 x1"}
+    table = frame([export, plain])
+    assert references(table).tolist() == [True, False]
+    row = labels.rows(table)[1]
+    assert (labels.method(row), labels.weights(row)) == ("exported", "w4g64, w8")
+    assert row["label"] == "exported w4g64, w8"

@@ -25,6 +25,9 @@ PER_TENSOR = 0
 FULL_BITS = 16
 """Of an input or of the cache: left as it is."""
 
+UNTOUCHED = "nothing quantized"
+"""The summary of a Plan without layers."""
+
 SCALE_DTYPES = ("float16", "float32", "power_of_two", "e4m3")
 ZEROS = ("integer", "real")
 INPUT_PER = ("token", "tensor", "channel")
@@ -195,7 +198,7 @@ class Plan:
         """The plan in a few words, most frequent spec first: ``w4g64 x24, w8 x5``."""
         counts = Counter(str(spec) for spec in self.layers.values())
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        return ", ".join(f"{name} x{count}" for name, count in ordered) or "nothing quantized"
+        return ", ".join(f"{name} x{count}" for name, count in ordered) or UNTOUCHED
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -20,11 +20,12 @@ from bitsweep import timing
 from bitsweep.errors import UserError
 from bitsweep.record import Metric, Record
 from bitsweep.report.timed import Attributes, timings
+from bitsweep.spec import UNTOUCHED
 
 REFERENCE = "full_precision"
 HARDWARE = ("engine", "threads", "device")
 Machines = dict[tuple[str, int | None], str]
-CHANGED = ("transforms", "recover", "kv")
+CHANGED = ("transforms", "recover", "kv", "exported")
 OF_THE_POINT = re.compile(r"\|(engine|untouched):[^|]*")
 """Parts of a signature that say what the point is, not how it was measured."""
 
@@ -89,7 +90,7 @@ def _signatures(
 ) -> dict[str, dict[str, str]]:
     """model -> column -> its one signature, without what it says of the point itself."""
     seen: dict[str, dict[str, str]] = defaultdict(dict)
-    origin: dict[tuple[str, str], str] = {}
+    origin: dict[tuple[str, str], Record] = {}
     of_all = cache(partial(OF_THE_POINT.sub, ""))
     for record in records:
         suffix = machines.get(hardware(record), "") if record.kind == "timing" else ""
@@ -99,15 +100,31 @@ def _signatures(
             model, column = names[record.run_id], metric.name + suffix
             signature = of_all(metric.signature)
             first = seen[model].setdefault(column, signature)
-            where = origin.setdefault((model, column), record.experiment)
+            other = origin.setdefault((model, column), record)
             if first != signature:
-                raise UserError(
-                    f"{column}: two protocols meet for model={model}: "
-                    f"'{first}' (experiment={where}) and '{signature}' "
-                    f"(experiment={record.experiment}); report them apart, or measure the older "
-                    "points again with force=true"
-                )
+                where = f"{column}: two protocols meet for model={model}"
+                raise UserError(f"{where}: {_apart(other, first, record, signature)}")
     return {model: dict(sorted(found.items())) for model, found in sorted(seen.items())}
+
+
+def _apart(one: Record, first: str, other: Record, second: str) -> str:
+    """What two signatures differ in, a run of each, and what to type."""
+    parts, others = first.split("|"), second.split("|")
+    found = [
+        (record, "|".join(p for p in mine if p not in theirs) or "no more than that")
+        for record, mine, theirs in ((one, parts, others), (other, others, parts))
+    ]
+    if one.experiment != other.experiment:
+        shown = (f"'{said}' (experiment={record.experiment})" for record, said in found)
+        both = f"`bitsweep report {one.experiment}`, `bitsweep report {other.experiment}`"
+        return f"{' and '.join(shown)}; report them apart: {both}"
+    shown = (f"'{said}' (run {record.run_id[:12]})" for record, said in found)
+    mine = other.run_id[:12]
+    return (
+        f"{' and '.join(shown)}, both of experiment={one.experiment}; give one a name of its own: "
+        f"the command that `bitsweep show {mine}` prints with experiment=NAME, then remove "
+        f"records/{mine}*.json"
+    )
 
 
 def hardware(record: Record) -> tuple[str, int | None]:
@@ -157,6 +174,7 @@ def _row(group: Sequence[Record], names: dict[str, str], machines: Machines) -> 
         "calibration_sha256": (main.calibration or {}).get("sha256"),
         "commit": main.provenance.get("commit"),
         "dirty": _any_dirty(main, group),
+        **_exported(main),
         **_notes(main),
     }
     if main.kind == "quality":
@@ -186,6 +204,19 @@ def _calibration(record: Record) -> dict[str, Any]:
     keys = ("windows", "window", "choice", "seed")
     default = {"choice": "random"} if known else {}
     return {f"calibration.{key}": known.get(key, default.get(key)) for key in keys}
+
+
+def _exported(record: Record) -> dict[str, Any]:
+    """``w4g64`` of a checkpoint that was quantized before: no method of the point did it.
+
+    Its Record's label has the method's name alone; the row says what it is.
+    """
+    plan = record.plan.get("summary") or UNTOUCHED
+    if record.point["method"] != REFERENCE or plan == UNTOUCHED:
+        return {}
+    held = re.sub(r" x\d+(?=,|$)", "", plan)
+    label = str(record.point.get("label")).replace(REFERENCE, f"exported {held}", 1)
+    return {"exported": held, "label": label}
 
 
 def _notes(record: Record) -> dict[str, Any]:
@@ -248,7 +279,8 @@ def _meaning(records: Sequence[Record], machines: Machines) -> dict[str, dict[st
 def is_reference(row: Mapping[Any, Any]) -> bool:
     """Whether a row is the full-precision model as it is.
 
-    A point of the method full_precision may have a transform, a quantized cache or a recovery.
+    A point of the method full_precision may have a transform, a quantized cache or a recovery, or
+    be a checkpoint that was quantized before.
     """
     given = [row[name] for name in CHANGED if name in row]
     return bool(row["method"] == REFERENCE) and all(

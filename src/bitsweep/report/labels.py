@@ -144,6 +144,8 @@ def method(row: Row, axes: Sequence[str] = ()) -> str:
     if is_reference(row):
         return "full precision"
     words = ["full precision" if row["method"] == REFERENCE else row["method"]]
+    if not missing(row.get("exported")):
+        words = ["exported"]
     if row.get("method_options"):
         words.append(f"({row['method_options']})")
     for axis in axes:
@@ -210,6 +212,8 @@ def weights(row: Row) -> str:
 
 
 def _format(row: Row) -> str:
+    if not missing(row.get("exported")):
+        return str(row["exported"])
     if row["method"] == REFERENCE:
         options = dict(o.partition("=")[::2] for o in str(row.get("method_options") or "").split())
         dtype = options.get("dtype") or "float32"  # the method casts, whatever was stored

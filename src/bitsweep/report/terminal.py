@@ -38,7 +38,7 @@ def front_rows(frame: pd.DataFrame) -> tuple[tuple[str, ...], tuple[tuple[Any, .
 def show(report: Report, console: Console | None = None, next_command: str = "") -> None:
     """Print the front of each model by file size, then what failed or was refused, then paths.
 
-    ``next_command``: what to type next; empty prints the command that re-makes the report.
+    ``next_command``: what to type next; empty after a report, which is the last step.
     """
     from rich.console import Console
     from rich.text import Text
@@ -78,7 +78,8 @@ def show(report: Report, console: Console | None = None, next_command: str = "")
         console.print(Text(f"front  {report.figures[0].with_suffix('.png')}"))
     console.print(Text(f"page   {report.page}"))
     console.print(Text(f"best   {recommending(report)}"))
-    console.print(Text(f"next   {next_command or f'bitsweep report {report.title}'}"))
+    if next_command:
+        console.print(Text(f"next   {next_command}"))
 
 
 def recommending(report: Report) -> str:
