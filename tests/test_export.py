@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shlex
 from pathlib import Path
 
 import desk as desks
@@ -15,11 +16,12 @@ from safetensors.torch import load_file
 
 from bitsweep import export
 from bitsweep.artifacts import Artifacts, hash_file
-from bitsweep.cli import MISTAKE, OK
+from bitsweep.cli import MISTAKE, OK, dispatch
 from bitsweep.errors import UserError
 from bitsweep.export import checkpoint, contents
 from bitsweep.models import skeleton
 from bitsweep.models.files import INDEX
+from bitsweep.report.frame import frame
 from bitsweep.spec import LayerSpec, Plan, QuantSpec
 from bitsweep.store import Store
 from bitsweep.transforms.low_rank import LowRank
@@ -197,14 +199,32 @@ def test_a_record_becomes_a_folder_whose_card_has_its_numbers(desk, capsys) -> N
     folder = desk.folder / "exports" / f"rtn-w4g32-sym-uniform-{run_id[:8]}-compressed-tensors"
     said = capsys.readouterr().out
     assert "predicted" in said
-    assert "next    bitsweep run model.path=exports/" in said
-    (record,) = Store(desk.folder / "results" / "adhoc").records()
+    following = next(line for line in reversed(said.splitlines()) if line.startswith("next"))
+    assert following == (
+        f"next    bitsweep run model.path={folder.relative_to(desk.folder)} method=full_precision "
+        "data=text data.path=measured.txt data.calibration_path=calibrating.txt data.window=32 "
+        "probes.kl=null probes.generation=null probes.tasks=null probes.latency=null"
+    )
+    store = Store(desk.folder / "results" / "adhoc")
+    (record,) = store.records()
     card = (folder / "README.md").read_text()
     for metric in record.metrics.values():
         assert metric.name in card
         assert metric.signature.replace("|", "\\|") in card
     assert record.provenance["command"] in card
     assert json.loads((folder / "bitsweep.json").read_text())["point_id"] == record.point_id
+    assert dispatch([*shlex.split(following)[2:], "tracker=none"]) == OK
+    (again,) = (each for each in store.records() if each.run_id != run_id)
+    (name,) = (metric for metric in record.metrics if metric.startswith("ppl/"))
+    assert again.metrics[name].signature == record.metrics[name].signature
+    assert again.metrics[name].value == pytest.approx(record.metrics[name].value, rel=1e-6)
+    row = frame([again, record]).set_index("run_id").loc[again.run_id]
+    assert row["label"] == "exported w4g32-sym"
+    capsys.readouterr()
+    assert desk("report", "adhoc") == OK
+    said = capsys.readouterr().out
+    assert "exported" in said
+    assert "next" not in said
 
 
 def test_a_point_without_a_record_is_exported_from_its_keys(desk) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bitsweep import cli
 from bitsweep.commands.launch import Parser, parser
@@ -16,6 +17,7 @@ from bitsweep.commands.look import lookup, stores
 from bitsweep.compose import choices, compose, nearest
 from bitsweep.config import Job, check, command_line, job
 from bitsweep.errors import Refused, UserError
+from bitsweep.grid import literal
 from bitsweep.record import Record
 
 if TYPE_CHECKING:
@@ -49,17 +51,29 @@ def export(argv: list[str]) -> int:
     artifacts = Artifacts(cache_root())
     if len(given.what) == 1 and "=" not in given.what[0]:
         records = find(given.what[0], given.results_dir)
+        typed = _typed(records[0])
+        keys, config_dir = typed.overrides, given.config_dir or typed.config_dir
         wanted, prepared = again(records[0], artifacts, given.config_dir)
     else:
-        records = []
-        wanted = job(compose(given.what, given.config_dir), command_line("export", argv))
+        records, keys, config_dir = [], given.what, given.config_dir
+        wanted = job(compose(keys, config_dir), command_line("export", argv))
         prepared = _prepared(wanted, artifacts)
     from bitsweep.export.folder import Origin
 
     label = str(prepared.point.columns()["label"])
     origin = Origin(wanted.point.command, prepared.point_id, label, tuple(records))
     out = given.out or default_folder(prepared, given.to)
-    _tell(_write(wanted, prepared, artifacts, given.to, out, origin))
+    written = _write(wanted, prepared, artifacts, given.to, out, origin)
+    _tell(written)
+    if written.readable:
+        words = [f"model.path={written.folder}", "method=full_precision"]
+        words += [
+            *measures(keys, config_dir),
+            *(["--config-dir", config_dir] if config_dir else []),
+        ]
+        print(f"next    {shlex.join(['bitsweep', 'run', *words])}")
+    else:
+        print(f"next    {written.folder}/README.md says how to load it")
     return cli.OK
 
 
@@ -104,14 +118,7 @@ def again(
     """
     import torch
 
-    command = str(record.provenance.get("command", ""))
-    words = shlex.split(command)
-    if words[:2] != ["bitsweep", "run"]:
-        raise UserError(
-            f"export {record.run_id[:12]}: its command is {command!r}, which is no bitsweep run; "
-            "give its KEY=VALUE in place of the id"
-        )
-    given = parser("run").parse_intermixed_args(words[2:])
+    given, command = _typed(record), str(record.provenance["command"])
     wanted = job(compose(given.overrides, config_dir or given.config_dir), command)
     torch.set_num_threads(int(record.provenance.get("threads", torch.get_num_threads())))
     prepared = _prepared(wanted, artifacts)
@@ -121,6 +128,49 @@ def again(
             f"another point; measure it again: {command}"
         )
     return wanted, prepared
+
+
+def _typed(record: Record) -> argparse.Namespace:
+    """The overrides and the ``--config-dir`` of a Record's command."""
+    command = str(record.provenance.get("command", ""))
+    words = shlex.split(command)
+    if words[:2] != ["bitsweep", "run"]:
+        raise UserError(
+            f"export {record.run_id[:12]}: its command is {command!r}, which is no bitsweep run; "
+            "give its KEY=VALUE in place of the id"
+        )
+    return parser("run").parse_intermixed_args(words[2:])
+
+
+def measures(keys: Sequence[str], config_dir: str | None) -> list[str]:
+    """Overrides that measure another checkpoint as ``keys`` measure theirs: data and probes.
+
+    Whatever chose them (the keys, an experiment's file), what differs from the defaults is here.
+    """
+    from omegaconf import OmegaConf
+
+    wanted, plain = compose(keys, config_dir), compose([], config_dir)
+    groups, taken = ("data", "probes"), wanted.hydra.runtime.choices
+    found = [f"{g}={taken[g]}" for g in groups if taken[g] != plain.hydra.runtime.choices[g]]
+    plain = compose(found, config_dir)
+    for group in groups:
+        was, now = (OmegaConf.to_container(each[group], resolve=False) for each in (plain, wanted))
+        found += _changes(group, was, now)
+    return found
+
+
+def _changes(key: str, was: Any, now: Any) -> Iterator[str]:
+    if not isinstance(was, Mapping) or not isinstance(now, Mapping):
+        if was != now:
+            yield f"{key}={literal(now)}"
+        return
+    for name in dict.fromkeys([*was, *now]):
+        if name not in now:
+            yield f"~{key}.{name}"
+        elif name not in was:
+            yield f"+{key}.{name}={literal(now[name])}"
+        else:
+            yield from _changes(f"{key}.{name}", was[name], now[name])
 
 
 def _prepared(wanted: Job, artifacts: Artifacts) -> Prepared:
@@ -218,8 +268,3 @@ def _tell(written: Written) -> None:
             f"{PARTS[name]} {value / 1024:+.1f} KiB" for name, value in size.parts.items()
         )
         print(f"SIZE    off by more than 1 %: {why}")
-    if written.readable:
-        shown = shlex.quote(str(written.folder))
-        print(f"next    bitsweep run model.path={shown} method=full_precision")
-    else:
-        print(f"next    {written.folder}/README.md says how to load it")
