@@ -124,6 +124,13 @@ def test_bitsweep_conf_names_the_folder(tmp_path: Path, monkeypatch: pytest.Monk
     assert conf_dir() == tmp_path
 
 
+def test_a_choice_that_is_not_there_names_the_folder_where_it_could_be(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such policy.*; a folder of your own: --config-dir F"):
+        compose(["policy=mine"])
+    with pytest.raises(UserError, match=r"no such policy[^;]*$"):
+        compose(["policy=mine"], str(tmp_path))
+
+
 def test_another_hydra_application_in_the_process_survives() -> None:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra

@@ -84,6 +84,11 @@ def test_the_last_value_of_a_key_wins() -> None:
             ["method=a", "bits=4"],
             "no grid of the experiment has all of these values",
         ),
+        (
+            [{"method": "a", "bits": 3}, {"method": "b", "bits": 4}],
+            ["+experiments@_global_=mine", "experiment=mine", "method=a", "bits=4"],
+            "^mine method=a bits=4: no grid of the experiment has all of these values",
+        ),
     ],
 )
 def test_what_can_not_be_expanded_is_one_line(

@@ -297,6 +297,34 @@ def test_an_experiment_without_records_is_left_out_with_a_line(made):
     assert line.startswith("later: no Records in results/later")
 
 
+def test_where_the_folder_has_experiments_the_paper_is_theirs_alone(desk: Path, monkeypatch):
+    assert [section.experiment for section in language.sections()] == ["demo", "later"]
+    shutil.rmtree(desk / "experiments")
+    assert len(language.sections()) > 2
+
+
+def test_records_of_no_experiment_are_no_part_of_the_paper(desk: Path, monkeypatch, capsys):
+    monkeypatch.setattr(verb.typeset, "engine", lambda: None)
+    store = Store(desk / "results" / "adhoc")
+    store.prepare()
+    for bits, tokens in ((4, "204800"), (3, "2048")):
+        record = records.record("rtn", bits, metrics=[records.ppl(2.7)], experiment="adhoc")
+        metric = record.metrics["ppl/in_domain"]
+        signed = metric.signature.replace("204800", tokens)
+        record.metrics["ppl/in_domain"] = replace(metric, signature=signed)
+        store.put(record, [])
+    assert dispatch(["paper"]) == 0
+    assert "skipped  adhoc: of no experiment in experiments/" in capsys.readouterr().out
+    assert dispatch(["paper", "--check"]) == 0
+
+
+@pytest.mark.parametrize("words", [["plan", "demo"], ["sweep", "demo"]])
+def test_a_mistake_in_the_paper_shows_before_anything_is_measured(desk: Path, capsys, words):
+    (desk / "experiments" / "demo.yaml").write_text("paper: {title: A}\n", encoding="utf-8")
+    assert dispatch(words) == 2
+    assert "demo: paper.section: must be given" in capsys.readouterr().err
+
+
 def test_without_latex_there_is_a_line_and_no_failure(desk: Path, monkeypatch, capsys):
     monkeypatch.setattr(typeset, "engine", lambda: None)
     verb._typeset(desk / "paper" / "tables.tex", left_out=False)

@@ -114,7 +114,7 @@ def test_repeated_it_writes_nothing(store, capsys):
     before = folders()
     capsys.readouterr()
     assert publish() == cli.OK
-    assert f"0 of {KEPT + 1} runs published, {KEPT + 1} there before" in capsys.readouterr().out
+    assert f"wandb: all {KEPT + 1} runs are there already; offline" in capsys.readouterr().out
     assert folders() == before
 
 

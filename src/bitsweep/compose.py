@@ -130,6 +130,10 @@ def hydra_app(overrides: Sequence[str], extra_dir: str | None = None) -> Iterato
     GlobalHydra.instance().clear()
     try:
         yield Hydra.create_main_hydra2(task_name="bitsweep", config_search_path=path)
+    except _ChoiceError as error:
+        if extra_dir is None:
+            raise UserError(f"{error}; a folder of your own: --config-dir FOLDER") from error
+        raise
     finally:
         GlobalHydra.instance().clear()
         if before is not None:
@@ -213,9 +217,20 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(explain(error)) from error
+        raise _mistake(error)(explain(error)) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{_not_utf8()}: is not UTF-8 ({error.reason}); convert it") from error
+
+
+class _ChoiceError(UserError):
+    """A group has no such file; a folder of the user's own (``--config-dir``) may have it."""
+
+
+def _mistake(error: Exception) -> type[UserError]:
+    from hydra.errors import MissingConfigException
+
+    missing = isinstance(error, MissingConfigException) and error.missing_cfg_file
+    return _ChoiceError if missing else UserError
 
 
 def explain(error: Exception) -> str:

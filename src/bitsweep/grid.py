@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bitsweep.compose import one_line_errors
+from bitsweep.compose import MERGED, one_line_errors
 from bitsweep.errors import UserError
 
 BARE = re.compile(r"(?:\.{0,2}/|[A-Za-z_])[\w./+-]*")
@@ -49,8 +49,20 @@ def expand(grids: Any, arguments: Sequence[str], config_loader: Any = None) -> l
         rest = {key: values for key, values in box.items() if key not in mine}
         points += [list(point) for point in itertools.product(*mine.values(), *rest.values())]
     if not points:
-        raise UserError(f"{' '.join(arguments)}: no grid of the experiment has all of these values")
+        raise UserError(f"{_said(arguments)}: no grid of the experiment has all of these values")
     return points
+
+
+def _said(arguments: Sequence[str]) -> str:
+    """The arguments as they are typed behind a verb: an experiment by its name alone."""
+    names = [item.removeprefix(MERGED) for item in arguments if item.startswith(MERGED)]
+    behind = [
+        item
+        for item in arguments
+        if not item.startswith((MERGED, "hydra"))
+        and item not in [f"experiment={name}" for name in names]
+    ]
+    return " ".join([*names, *behind])
 
 
 def literal(value: Any) -> str:

@@ -69,6 +69,7 @@ def sweep(argv: list[str]) -> int:
     """``bitsweep sweep NAME``: the missing points of an experiment, then its report."""
     given = parser("sweep").parse_intermixed_args(argv)
     name, overrides = named(given.overrides, "sweep")
+    check_paper(name)
     return _sweep(
         [*experiment_overrides(name), *overrides], given.config_dir, command_line("sweep", argv)
     )
@@ -80,6 +81,17 @@ def named(arguments: Sequence[str], verb: str) -> tuple[str, list[str]]:
         known = ", ".join(sorted(experiments())) or "none yet"
         raise UserError(f"{verb}: takes the NAME of an experiment first; there are {known}")
     return arguments[0], list(arguments[1:])
+
+
+def check_paper(name: str) -> None:
+    """What the experiment's file says under ``paper:`` is looked at before anything is measured.
+
+    Raises:
+        UserError: it is not in the language of docs/paper.md.
+    """
+    from bitsweep.report.paper import language
+
+    language.check(name)
 
 
 def _show_configuration(given: argparse.Namespace) -> None:

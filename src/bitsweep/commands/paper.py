@@ -12,7 +12,7 @@ from bitsweep.errors import UserError
 from bitsweep.report.paper import typeset
 from bitsweep.report.paper.language import sections
 
-MOST_SHOWN = 20
+MOST_SHOWN, MOST_SKIPPED = 20, 3
 
 
 def paper(argv: list[str]) -> int:
@@ -34,9 +34,16 @@ def paper(argv: list[str]) -> int:
         code = _rerun(given.results_dir)
         if code != cli.OK:
             return code
-    build.reports(sorted(path.parent for path in given.results_dir.glob("*/records")))
+    known, others = build.folders(given.results_dir)
+    if others:
+        print(f"skipped  {', '.join(p.name for p in others)}: of no experiment in experiments/")
+    build.reports(known)
     made = build.build(given.out, given.results_dir)
-    for line in made.skipped:
+    lines = made.skipped
+    if len(lines) > MOST_SKIPPED:
+        names = ", ".join(line.partition(":")[0] for line in lines)
+        lines = (f"{len(lines)} experiments without Records in {given.results_dir}: {names}",)
+    for line in lines:
         print(f"skipped  {line}")
     floats = [each for written in made.written for each in written.floats]
     tables = sum(each.kind == "tables" for each in floats)

@@ -9,7 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from bitsweep import cli
-from bitsweep.commands.launch import named, parser
+from bitsweep.commands.launch import check_paper, named, parser
 from bitsweep.compose import CONFIG_NAME, experiment_overrides, hydra_app, normal, one_line_errors
 from bitsweep.probes import needs
 from bitsweep.progress import duration
@@ -46,6 +46,7 @@ def plan(argv: list[str]) -> int:
     overrides = list(given.overrides)
     if not overrides or "=" not in overrides[0]:
         name, rest = named(overrides, "plan")
+        check_paper(name)
         overrides = [*experiment_overrides(name), *rest]
     from bitsweep.artifacts import Artifacts, cache_root
 

@@ -202,7 +202,10 @@ def _upload(tracker: Tracker, task: Task, command: str) -> bool:
 
         count = upload(tracker, task, console.print, progress)
     there = f", {count.there} there before" if count.there else ""
-    print(f"{tracker.name}: {count.written} of {count.total} runs published{there}; {place}")
+    if count.written or count.left:
+        print(f"{tracker.name}: {count.written} of {count.total} runs published{there}; {place}")
+    else:
+        print(f"{tracker.name}: all {count.total} runs are there already; {place}")
     if count.left:
         print(f"{tracker.name}: {count.left} are missing, the others stay; go on with: {command}")
     elif tracker.hint():

@@ -15,7 +15,7 @@ from typing import Any
 
 from bitsweep import report
 from bitsweep.artifacts import write_atomically
-from bitsweep.compose import choices, nearest
+from bitsweep.compose import choices, experiments, nearest
 from bitsweep.errors import UserError
 from bitsweep.record import Record
 from bitsweep.report.paper.document import Float, Written, index, latex
@@ -69,6 +69,22 @@ def build(out: Path, results: Path) -> Built:
     return Built(found, skipped)
 
 
+def folders(results: Path) -> tuple[list[Path], list[Path]]:
+    """Folders of Records in ``results``: those of an experiment's file, and the others.
+
+    The others (``adhoc``) may mix whatever was tried, and are no part of a paper.
+    """
+    named = {name for section in sections() for name in _asked(section)} | {*experiments()}
+    found = sorted(path.parent for path in results.glob("*/records"))
+    return [p for p in found if p.name in named], [p for p in found if p.name not in named]
+
+
+def _asked(section: Section) -> Iterator[str]:
+    """The experiments whose Records a section reads beside its own."""
+    for part in (*section.tables.values(), *section.figures.values()):
+        yield from getattr(part, "records", ())
+
+
 def reports(folders: Iterable[Path]) -> None:
     """Each experiment's own tables and figures anew, in its folder."""
     for _ in _spread(report.redraw, list(folders)):
@@ -82,7 +98,7 @@ def differences(out: Path, results: Path) -> list[str]:
         build(again / "paper", results)
         made = ("tables", "figures", "tables.tex", "README.md")
         pairs: list[tuple[Path, Path, tuple[str, ...]]] = [(out, again / "paper", made)]
-        for folder in sorted(path.parent for path in results.glob("*/records")):
+        for folder in folders(results)[0]:
             copy = again / "results" / folder.name
             shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("tables", "figures"))
             pairs.append((folder, copy, ("tables", "figures")))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from bitsweep.compose import experiments
+from bitsweep.compose import EXPERIMENTS, experiments
 from bitsweep.errors import UserError
 from bitsweep.strict import build
 
@@ -166,10 +166,14 @@ class Section:
 def sections() -> list[Section]:
     """The parts of every experiment file that has one, in the paper's order.
 
+    Where the working directory has experiments, the paper is theirs alone.
+
     Raises:
         UserError: a part says what the language does not know, or two have one name for a table.
     """
-    found = [section for name, path in experiments().items() if (section := read(name, path))]
+    every = experiments()
+    own = {name: path for name, path in every.items() if path.parent == Path.cwd() / EXPERIMENTS}
+    found = [s for name, path in (own or every).items() if (s := read(name, path))]
     found.sort(key=lambda section: (section.number, section.experiment))
     for kind in ("tables", "figures"):
         owner: dict[str, str] = {}
@@ -182,6 +186,17 @@ def sections() -> list[Section]:
                         "name already; call one of them otherwise"
                     )
     return found
+
+
+def check(experiment: str) -> None:
+    """Read the part of one experiment's file, so that a mistake shows before anything is measured.
+
+    Raises:
+        UserError: as :func:`read`.
+    """
+    path = experiments().get(experiment)
+    if path is not None:
+        read(experiment, path)
 
 
 def read(experiment: str, path: Path) -> Section | None:
