@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import records
 
+from bitsweep.report import beside, figures, labels
 from bitsweep.report import drawing as room
-from bitsweep.report import figures, labels
 from bitsweep.report.drawing import drawing
 from bitsweep.report.frame import frame
 
@@ -47,7 +47,7 @@ def test_the_same_numbers_draw_the_same_bytes(table, tmp_path: Path):
 @pytest.fixture
 def two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     """And one figure is enough for the second."""
-    monkeypatch.setattr(room, "_processors", lambda: 2)
+    monkeypatch.setattr(beside, "processors", lambda: 2)
     monkeypatch.setattr(room, "FEW", 0)
 
 
@@ -56,7 +56,7 @@ def drawn(table: pd.DataFrame, folder: Path, alone: bool) -> dict[str, bytes]:
     folder.mkdir()
     with drawing(table, folder, alone=alone) as begun:
         if begun.helper is not None:
-            begun.helper.wait()  # it draws all, as this process has other work
+            begun.helper.process.wait()  # it draws all, as this process has other work
         begun.finish()
     assert sorted(begun.paths) == sorted(folder.iterdir())
     return {path.name: path.read_bytes() for path in begun.paths}
@@ -72,13 +72,13 @@ def test_another_process_draws_the_same_bytes(table, tmp_path: Path, monkeypatch
 @pytest.mark.usefixtures("two_processors")
 @pytest.mark.parametrize("program", ["/bin/false", "/nowhere"])
 def test_without_another_process_figures_are_drawn_here(table, tmp_path, monkeypatch, program):
-    monkeypatch.setattr(room.sys, "executable", program)
+    monkeypatch.setattr(beside.sys, "executable", program)
     assert len(drawn(table, tmp_path / "here", alone=False)) == 6
 
 
 def test_what_another_process_claimed_and_left_is_drawn_here(table, tmp_path: Path):
-    begun = room.Drawing([*figures.every(table)], tmp_path, tmp_path)
-    begun.helper = room.subprocess.Popen(["/bin/false"])
+    gone = beside.Beside(tmp_path, beside.subprocess.Popen(["/bin/false"]))
+    begun = room.Drawing([*figures.every(table)], tmp_path, gone)
     (tmp_path / "heatmap.claimed").touch()
     begun.finish()
     assert all(path.exists() for path in begun.paths)

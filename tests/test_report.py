@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import time
 from pathlib import Path
@@ -108,6 +109,19 @@ def test_a_point_of_two_experiments_is_a_row_of_each(tmp_path: Path):
     table = report.write(one, two).frame
     assert list(table["experiment"]) == ["one", "two"]
     assert table["run_id"].nunique() == 1
+
+
+def test_a_reader_can_check_the_digest_of_records_with_sha256sum(tmp_path: Path):
+    filled(tmp_path / "e", many(3))
+    folder = tmp_path / "e" / "records"
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+        for path in sorted(folder.iterdir())
+    ]
+    said = hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+    read = report.collect(tmp_path / "e")
+    assert origin.origin(read).startswith(f"3 records, sha256 {said};")
+    assert origin.origin(read[::-1]) == origin.origin(read)
 
 
 def many(count: int) -> list:

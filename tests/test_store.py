@@ -1,12 +1,16 @@
 import gc
+import hashlib
 import json
 import multiprocessing
+from pathlib import Path
 
 import pytest
 
 from bitsweep.errors import UserError
 from bitsweep.record import Record
-from bitsweep.store import Store
+from bitsweep.store import Store, dump
+
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def record(run_id="a" * 64, status="ok", **more):
@@ -61,6 +65,22 @@ def test_a_file_that_is_no_record_is_warned_of_and_the_others_are_read(tmp_path)
     assert [found.run_id for found in store.records(warn=said.append)] == ["a" * 64]
     assert len(said) == 1
     assert "b" * 64 in said[0]
+
+
+def test_a_record_knows_the_digest_of_its_file_and_is_written_as_it_was(tmp_path):
+    store = Store(tmp_path)
+    store.put(record(reason="\u00e9"), [{"n": 1}])
+    (found,) = store.records()
+    body = store.record_path("a" * 64).read_bytes()
+    assert found.file_sha256 == hashlib.sha256(body).hexdigest()
+    assert dump(found) == body
+
+
+def test_every_committed_record_is_written_as_it_was():
+    for folder in sorted(RESULTS.glob("*/records")):
+        for path in sorted(folder.iterdir())[:40]:
+            body = path.read_bytes()
+            assert dump(Record.from_json(json.loads(body))) == body
 
 
 def test_unfinished_files_are_no_records(tmp_path):

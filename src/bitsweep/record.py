@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 SCHEMA = 1
@@ -57,9 +57,10 @@ class Metric:
 
     @classmethod
     def from_json(cls, name: str, value: Mapping[str, Any]) -> Metric:
-        delta = value.get("delta")
-        given = {"value": None, **value, "name": name}
-        return cls(**given) if delta is None else cls(**given | {"delta": Delta(**delta)})
+        given = {"value": None, **value}
+        if given.get("delta") is not None:
+            given["delta"] = Delta(**given["delta"])
+        return cls(name=name, **given)
 
 
 @dataclass
@@ -89,6 +90,8 @@ class Record:
     timings: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+    file_sha256: str | None = field(default=None, init=False, repr=False, compare=False)
+    """Of the bytes of the file that it was read from; no field of that file."""
 
     def add(self, measurement: Measurement) -> None:
         """Take in a probe's metrics; a name that is there already is a mistake of ours."""
@@ -98,7 +101,7 @@ class Record:
             self.metrics[metric.name] = metric
 
     def to_json(self) -> dict[str, Any]:
-        value = {f.name: getattr(self, f.name) for f in fields(self)}
+        value = {name: getattr(self, name) for name in FIELDS}
         value["metrics"] = _folded(self.metrics)
         return value
 
@@ -107,11 +110,14 @@ class Record:
         """Read strictly. Raises ValueError for another schema, a missing or an unknown field."""
         if value.get("schema") != SCHEMA:
             raise ValueError(f"schema {value.get('schema')} is not {SCHEMA}")
-        known = {f.name for f in fields(cls)}
-        if set(value) != known:
-            odd = sorted(set(value) ^ known)
+        if value.keys() != FIELDS.keys():
+            odd = sorted(value.keys() ^ FIELDS.keys())
             raise ValueError(f"fields missing or unknown: {', '.join(odd)}")
         return cls(**{**value, "metrics": _unfolded(value["metrics"])})
+
+
+FIELDS = {f.name: f for f in fields(Record) if f.init}
+"""Those of a Record that its file has."""
 
 
 def _folded(metrics: Mapping[str, Metric]) -> dict[str, Any]:
@@ -141,12 +147,12 @@ def _words(metric: Metric) -> tuple[Any, ...]:
 def _unfolded(value: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
     found = {}
     for name, item in value.items():
+        if "at" not in item:
+            found[name] = Metric.from_json(name, item)
+            continue
         rest = {key: part for key, part in item.items() if key != "at"}
-        found[name] = Metric.from_json(name, rest)
-        for shape, numbers in item.get("at", {}).items():
-            ends = zip(("value", "lo", "hi"), numbers, strict=False)
-            also = f"{name}/{shape}"
-            found[also] = replace(
-                found[name], **{"name": also, "lo": None, "hi": None, **dict(ends)}
-            )
+        like = found[name] = Metric.from_json(name, rest)
+        for shape, numbers in item["at"].items():
+            also, (value, lo, hi) = f"{name}/{shape}", (*numbers, None, None, None)[:3]
+            found[also] = Metric(also, value, *_words(like)[:3], lo, hi, *_words(like)[3:])
     return found

@@ -74,7 +74,7 @@ class Store:
             packed = _pack(details)
             record.details_sha256 = hashlib.sha256(packed).hexdigest()
             write_atomically(self.details_path(record.run_id), lambda p: _write(p, packed))
-        body = _dump(record)
+        body = dump(record)
         write_atomically(self.record_path(record.run_id), lambda p: _write(p, body))
 
     def get(self, run_id: str) -> Record | None:
@@ -105,7 +105,10 @@ class Store:
         with uncollected():
             for path in self._paths(prefix):
                 try:
-                    found.append(Record.from_json(json.loads(path.read_bytes())))
+                    body = path.read_bytes()
+                    record = Record.from_json(json.loads(body))
+                    record.file_sha256 = hashlib.sha256(body).hexdigest()
+                    found.append(record)
                 except FileNotFoundError:
                     continue  # moved away since it was listed
                 except (ValueError, TypeError, KeyError) as error:
@@ -114,6 +117,10 @@ class Store:
                         raise UserError(line) from error
                     warn(line)
         return found
+
+    def count(self) -> int:
+        """How many files of Records there are, unread."""
+        return len(self._paths(""))
 
     def _paths(self, prefix: str) -> list[Path]:
         """Of Records, by name; without the unfinished ones, whose names start with a dot."""
@@ -144,8 +151,8 @@ class Store:
         ]
 
 
-def _dump(record: Record) -> bytes:
-    """Readable and small: a line for each field, and for each metric."""
+def dump(record: Record) -> bytes:
+    """A Record's file. Readable and small: a line for each field, and for each metric."""
 
     def line(value: Any) -> str:
         return json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from bitsweep.report.curves import Curve
     from bitsweep.report.sheet import Sheet
+
+MANY = 300
+"""Records that take so long to read that another process may begin meanwhile."""
 
 MERGED = "merged.json"
 """Beside ``records/``: the points of the grid that were one point with another, and why."""
@@ -122,40 +125,52 @@ def _answer(
 
     The figures are drawn meanwhile and are there afterwards; ``alone`` as :func:`drawing` takes it.
     """
-    from bitsweep.report import curves, sheet, tables
-    from bitsweep.report.drawing import drawing
-    from bitsweep.report.frame import frame
-    from bitsweep.report.origin import origin
+    from bitsweep.report.beside import beside
 
-    with uncollected():
-        records = collect(*(glob.escape(str(place)) for place in places))
-        table = frame(records)
-        depths = curves.read(places, table)
-    (folder / "tables").mkdir(parents=True, exist_ok=True)
-    (folder / "figures").mkdir(exist_ok=True)
-    with drawing(table, folder / "figures", depths, alone) as begun:
+    many = sum(Store(place).count() for place in places) > MANY
+    with beside(many and not alone) as early:
+        from bitsweep.report import curves, tables
+        from bitsweep.report.drawing import drawing
+        from bitsweep.report.frame import frame
+        from bitsweep.report.origin import origin
+
         with uncollected():
-            merged = [pair for place in places for pair in read_merged(place)]
-            made = tables.sheets(table, origin(records), merged)
-            written = []
-            for name in TABLES:
-                for suffix, render in (
-                    ("md", sheet.markdown),
-                    ("csv", sheet.as_csv),
-                    ("tex", sheet.latex),
-                ):
-                    path = folder / "tables" / f"{name}.{suffix}"
-                    if name in made:
-                        _write(path, render(made[name]))
-                        written.append(path)
-                    else:
-                        path.unlink(missing_ok=True)
-        figures = tuple(begun.paths)
-        report = Report(folder, title, table, tuple(written), figures, folder / "index.html")
-        yield records, made, report, depths
-        begun.finish()
+            records = collect(*(glob.escape(str(place)) for place in places))
+            table = frame(records)
+            depths = curves.read(places, table)
+        (folder / "tables").mkdir(parents=True, exist_ok=True)
+        (folder / "figures").mkdir(exist_ok=True)
+        with drawing(table, folder / "figures", depths, alone, early) as begun:
+            with uncollected():
+                merged = [pair for place in places for pair in read_merged(place)]
+                made = tables.sheets(table, origin(records), merged)
+                written = _write_tables(made, folder / "tables")
+            figures = tuple(begun.paths)
+            report = Report(folder, title, table, tuple(written), figures, folder / "index.html")
+            yield records, made, report, depths
+            begun.finish()
     for stale in {*(folder / "figures").glob("*.p[dn][fg]")} - {*figures}:
         stale.unlink()
+
+
+def _write_tables(made: Mapping[str, Sheet], folder: Path) -> list[Path]:
+    """Each as Markdown, CSV and LaTeX; those of a report before this one go."""
+    from bitsweep.report import sheet
+
+    written = []
+    for name in TABLES:
+        for suffix, render in (
+            ("md", sheet.markdown),
+            ("csv", sheet.as_csv),
+            ("tex", sheet.latex),
+        ):
+            path = folder / f"{name}.{suffix}"
+            if name in made:
+                _write(path, render(made[name]))
+                written.append(path)
+            else:
+                path.unlink(missing_ok=True)
+    return written
 
 
 def keep_merged(folder: str | Path, merged: Iterable[tuple[str, str]]) -> None:

@@ -1,27 +1,21 @@
 """The figures of a report, by a second process while this one writes tables and the page.
 
-The other process is started by itself and not by ``multiprocessing``, which would run a caller's
-script again. Each figure is drawn by who claims it first; what the other did not finish is drawn
+Each figure is drawn by who claims it first; what the other did not finish is drawn
 here, so that a machine where it can not run has the same files, later.
 """
 
 from __future__ import annotations
 
 import gc
-import os
-import pickle
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-import bitsweep
 from bitsweep.report import figures
+from bitsweep.report.beside import Beside, beside, receive
 from bitsweep.report.curves import Curve
 from bitsweep.report.style import UNDATED, in_style, save
 from bitsweep.store import uncollected
@@ -29,17 +23,16 @@ from bitsweep.store import uncollected
 FEW = 3
 """Figures that are drawn sooner than another process is there."""
 
-JOB, CLAIMED, DONE = "job.pickle", ".claimed", ".done"
+CLAIMED, DONE = ".claimed", ".done"
 
 
 class Drawing:
     """Figures that are being drawn; :meth:`finish` draws what is left and waits for the rest."""
 
     def __init__(
-        self, jobs: Sequence[tuple[str, figures.Made]], folder: Path, claims: Path | None
+        self, jobs: Sequence[tuple[str, figures.Made]], folder: Path, helper: Beside | None
     ) -> None:
-        self._jobs, self._folder, self._claims = jobs, folder, claims
-        self.helper: subprocess.Popen[bytes] | None = None
+        self._jobs, self._folder, self.helper = jobs, folder, helper
 
     @property
     def paths(self) -> list[Path]:
@@ -48,60 +41,40 @@ class Drawing:
 
     def finish(self) -> None:
         """Return when every figure is there."""
-        _draw(self._jobs, self._folder, self._claims)
-        if self.helper is not None and self._claims is not None:
-            self.helper.wait()
-            left = [job for job in self._jobs if not _mark(self._claims, job[0], DONE).exists()]
-            _draw(left, self._folder, None)
+        if self.helper is None:
+            _draw(self._jobs, self._folder, None)
+            return
+        claims = self.helper.claims
+        _draw(self._jobs, self._folder, claims)
+        self.helper.process.wait()
+        left = [job for job in self._jobs if not _mark(claims, job[0], DONE).exists()]
+        _draw(left, self._folder, None)
 
 
 @contextmanager
 def drawing(
-    frame: pd.DataFrame, folder: Path, curves: Sequence[Curve] = (), alone: bool = False
+    frame: pd.DataFrame,
+    folder: Path,
+    curves: Sequence[Curve] = (),
+    alone: bool = False,
+    early: Beside | None = None,
 ) -> Iterator[Drawing]:
     """Begin every figure that there are numbers for; they are there after ``finish``.
 
-    ``alone``: without another process, for a caller that is one of several.
+    ``alone``: without another process, for a caller that is one of several. ``early``: one that was
+    begun already; else it is begun here, where there are enough figures.
     """
-    with uncollected():
-        jobs = [*figures.every(frame, curves)]
-    if len(jobs) <= FEW or _processors() < 2 or alone:
-        yield Drawing(jobs, folder, None)
-        return
-    with tempfile.TemporaryDirectory(prefix="bitsweep-") as name:
-        begun = Drawing(jobs, folder, Path(name))
+    job = frame, folder.absolute(), [*curves]
+    with ExitStack() as stack:
         with uncollected():
-            begun.helper = _start(frame, folder, curves, Path(name))
-        try:
-            yield begun
-        finally:
-            if begun.helper is not None and begun.helper.poll() is None:
-                begun.helper.kill()
-                begun.helper.wait()
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _start(
-    frame: pd.DataFrame, folder: Path, curves: Sequence[Curve], claims: Path
-) -> subprocess.Popen[bytes] | None:
-    """The second process; None where it can not be started."""
-    with (claims / JOB).open("wb") as file:
-        pickle.dump((frame, folder.absolute(), [*curves]), file, pickle.HIGHEST_PROTOCOL)
-    package = str(Path(bitsweep.__file__).parents[1])
-    places = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-m", __name__, str(claims)],
-            env={**os.environ, "PYTHONPATH": places},
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-    except OSError:
-        return None
+            if early is not None:
+                early.give(job)
+            jobs = [*figures.every(frame, curves)]
+        if early is None:
+            early = stack.enter_context(beside(len(jobs) > FEW and not alone))
+            if early is not None:
+                early.give(job)
+        yield Drawing(jobs, folder, early)
 
 
 def _draw(jobs: Sequence[tuple[str, figures.Made]], folder: Path, claims: Path | None) -> None:
@@ -139,9 +112,13 @@ def _frozen() -> Iterator[None]:
 
 def _help(claims: Path) -> None:
     """What the second process does: from the last figure back, as the first begins in front."""
+    with in_style():
+        pass  # makes its font
     with uncollected():
-        given: Any = pickle.loads((claims / JOB).read_bytes())
-        frame, folder, curves = given
+        job = receive(claims)
+        if job is None:
+            return
+        frame, folder, curves = job
         jobs = [*figures.every(frame, curves)]
     _draw(jobs[::-1], folder, claims)
 

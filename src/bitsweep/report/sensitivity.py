@@ -12,9 +12,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from bitsweep.report import labels
+from bitsweep.report.front import Numbers
 from bitsweep.report.labels import Row
 from bitsweep.report.sheet import Line, Sheet
 
@@ -85,11 +87,20 @@ def score(table: pd.DataFrame) -> str:
 
 def correlation(one: pd.Series, other: pd.Series) -> float | None:
     """Spearman's: the correlation of the ranks, equal values sharing the mean of theirs."""
-    both = one.notna() & other.notna()
-    first, second = one[both].rank(), other[both].rank()
-    if both.sum() < FEWEST or first.nunique() == 1 or second.nunique() == 1:
+    values = one.to_numpy(dtype=float), other.to_numpy(dtype=float)
+    both = ~np.isnan(values[0]) & ~np.isnan(values[1])
+    first, second = (_ranks(value[both]) for value in values)
+    if both.sum() < FEWEST or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
-    return float(first.corr(second))
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _ranks(values: Numbers) -> Numbers:
+    """From 1; equal values share the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: Numbers = (last - (counts - 1) / 2)[inverse]
+    return ranks
 
 
 def sheets(frame: pd.DataFrame, own: Mapping[str, str], provenance: str) -> dict[str, Sheet]:

@@ -114,7 +114,7 @@ def as_csv(sheet: Sheet) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(sheet.columns)
-    writer.writerows(["" if v is None else v for v in row] for row in sheet.values)
+    writer.writerows(sheet.values)  # of None it makes an empty cell
     return buffer.getvalue()
 
 

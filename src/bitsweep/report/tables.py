@@ -292,22 +292,19 @@ def _mark(row: Row) -> str:
     return row["front"] if row["front"] in ("front", "tied") else ""
 
 
-def _notes(every: Iterable[Row], used: Sequence[str]) -> Iterable[str]:
+def _notes(every: labels.Rows, used: Sequence[str]) -> Iterable[str]:
     """Points without numbers, and cells without a number, each with its reason."""
-    every = list(every)
-    used = [n for n in used if every and f"{n}.reason" in every[0]]
+    used = [n for n in used if f"{n}.reason" in every.columns.names]
     for status in ("refused", "failed"):
         found = [row for row in every if row["status"] == status]
         for reason, names in labels.by_reason(found):
             yield f"{status.capitalize()} ({len(names)}): {', '.join(names)}: {reason}"
-    empty: dict[str, tuple[list[str], list[str]]] = {}
-    for row in every:
-        reasons = {str(row[f"{n}.reason"]): n for n in used if row.get(f"{n}.reason")}
-        for reason, name in reasons.items():
-            names, points = empty.setdefault(reason, ([], []))
-            names += [name] if name not in names else []
-            points.append(str(row.get("label")))
-    for reason, (_, points) in empty.items():
+    empty: dict[str, list[str]] = {}
+    said = every.values([f"{n}.reason" for n in used])
+    for row, reasons in zip(every, said, strict=True) if used else ():
+        for reason in dict.fromkeys(str(reason) for reason in reasons if reason):
+            empty.setdefault(reason, []).append(str(row.get("label")))
+    for reason, points in empty.items():
         yield f"Empty ({len(points)}): {', '.join(points)}: {reason}"
 
 

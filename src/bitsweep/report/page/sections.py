@@ -33,8 +33,9 @@ def _bars(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Parts quantized alone, a list of bars for each way in which they were."""
     found = []
     measured = sensitivity.parts(frame, primaries(frame))
+    every = labels.rows(measured)
     for (model, group, kind), table in measured.groupby(["model", "group", "kind"], sort=False):
-        rows = labels.rows(table)
+        rows = [every[place] for place in table.index]
         numbers = [n for n in (*sensitivity.TRUTHS, *sensitivity.PROXIES) if table[n].notna().any()]
         by = sensitivity.score(table)
         found.append(
