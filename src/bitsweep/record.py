@@ -153,6 +153,7 @@ def _unfolded(value: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
         rest = {key: part for key, part in item.items() if key != "at"}
         like = found[name] = Metric.from_json(name, rest)
         for shape, numbers in item["at"].items():
-            also, (value, lo, hi) = f"{name}/{shape}", (*numbers, None, None, None)[:3]
-            found[also] = Metric(also, value, *_words(like)[:3], lo, hi, *_words(like)[3:])
+            also, (middle, lo, hi) = f"{name}/{shape}", (*numbers, None, None, None)[:3]
+            unit, better, signature, delta, reason = _words(like)
+            found[also] = Metric(also, middle, unit, better, signature, lo, hi, delta, reason)
     return found

@@ -16,8 +16,9 @@ from bitsweep.report.sensitivity import TRUTHS, parts, score
 from bitsweep.report.style import COLUMN_IN, INK, MARKERS, PALE, PALETTE, slug
 from bitsweep.report.tables import primaries
 
-MOST_WAYS = 12
-"""Figures of parts quantized alone; the table of sensitivities has all of them."""
+MOST_WAYS, FIRST_WAYS = 12, 4
+"""Ways to quantize parts alone that have a figure each; of more ways only the first few, to see
+what they look like: the table of sensitivities and the page have all of them."""
 
 DASHES = ("-", "--", ":", "-.")
 
@@ -34,7 +35,8 @@ def figures(
             yield f"error_depth{end}", partial(_depth, own, model if len(models) > 1 else "")
     measured = parts(frame, primaries(frame))
     ways = measured.groupby(["model", "group", "kind"], sort=False)
-    for (model, group, kind), bars in islice(ways, MOST_WAYS):
+    shown = MOST_WAYS if ways.ngroups <= MOST_WAYS else FIRST_WAYS
+    for (model, group, kind), bars in islice(ways, shown):
         end = f"{slug(str(model))}_" if len(models) > 1 else ""
         made = partial(_bars, bars, f"{model}, {group}")
         yield f"sensitivity_{end}{slug(f'{group} {kind}')}", made

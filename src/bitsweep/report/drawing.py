@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from bitsweep.report import figures
 from bitsweep.report.beside import Beside, beside, receive
@@ -112,8 +113,10 @@ def _frozen() -> Iterator[None]:
 
 def _help(claims: Path) -> None:
     """What the second process does: from the last figure back, as the first begins in front."""
-    with in_style():
-        pass  # makes its font
+    with in_style():  # once, while it waits: fonts are found and what writes files is imported
+        figure = Figure(figsize=(1, 1))
+        figure.add_subplot()
+        save(figure, claims, "first")
     with uncollected():
         job = receive(claims)
         if job is None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from bitsweep.report import labels
@@ -90,17 +91,20 @@ def correlation(one: pd.Series, other: pd.Series) -> float | None:
     values = one.to_numpy(dtype=float), other.to_numpy(dtype=float)
     both = ~np.isnan(values[0]) & ~np.isnan(values[1])
     first, second = (_ranks(value[both]) for value in values)
-    if both.sum() < FEWEST or np.ptp(first) == 0 or np.ptp(second) == 0:
+    spreads = first @ first, second @ second
+    if both.sum() < FEWEST or 0 in spreads:
         return None
-    return float(np.corrcoef(first, second)[0, 1])
+    return int(first @ second) / math.sqrt(int(spreads[0]) * int(spreads[1]))
 
 
-def _ranks(values: Numbers) -> Numbers:
-    """From 1; equal values share the mean of theirs."""
+def _ranks(values: Numbers) -> npt.NDArray[np.int64]:
+    """Twice the distance to the middle rank; equal values share the mean of theirs.
+
+    Whole numbers, so that sums of them are the same on every machine.
+    """
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: Numbers = (last - (counts - 1) / 2)[inverse]
-    return ranks
+    found: npt.NDArray[np.int64] = (2 * np.cumsum(counts) - counts - len(values))[inverse]
+    return found
 
 
 def sheets(frame: pd.DataFrame, own: Mapping[str, str], provenance: str) -> dict[str, Sheet]:

@@ -36,12 +36,12 @@ def of(frame: pd.DataFrame, records: Sequence[Record]) -> dict[str, Any]:
         and (record.run_id in shown or record.kind == "timing")
     ]
     shared: dict[str, int] = {}
+    encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str).encode
 
     def share(value: Mapping[str, Any] | None) -> int:
         if not value:
             return -1
-        text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-        return shared.setdefault(text, len(shared))
+        return shared.setdefault(encode(value), len(shared))
 
     found = {
         "row": [rows[record.experiment, record.point_id] for record in own],
