@@ -188,6 +188,14 @@ def test_a_dry_run_says_what_is_missing_and_writes_nothing(store, capsys):
     assert f"wandb: 0 of {KEPT + 1} runs to publish" in capsys.readouterr().out
 
 
+def test_the_view_is_kept_with_a_command_that_would_apply_it(store, capsys):
+    pytest.importorskip("wandb_workspaces")
+    assert publish("tracker.mode=offline", "tracker.project=mine", "--workspace") == cli.OK
+    (line,) = [li for li in capsys.readouterr().out.splitlines() if "to apply it" in li]
+    assert line.endswith("bitsweep publish demo tracker.project=mine --workspace")
+    assert (store.folder / "workspace.json").is_file()
+
+
 @pytest.fixture
 def login(monkeypatch: pytest.MonkeyPatch) -> None:
     """A key, and no settings of an earlier test's: W&B reads the environment once a process."""

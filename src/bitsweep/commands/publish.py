@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -223,6 +225,12 @@ def _say_missing(tracker: Tracker, task: Task) -> None:
         print(f"  {why:<9}{slot.ident}  {title}")
 
 
+def _applying(command: str) -> str:
+    """``command`` without the key that kept it offline."""
+    words = shlex.split(command)
+    return shlex.join(w for w in words if not re.match(r"tracker(\.wandb)?\.mode=", w))
+
+
 def _workspace(tracker: Wandb, task: Task, command: str, reached: bool) -> None:
     """W&B's view of the experiment as code, in a file; applied as well where runs went online."""
     from bitsweep.tracking import workspace
@@ -234,7 +242,7 @@ def _workspace(tracker: Wandb, task: Task, command: str, reached: bool) -> None:
         tracker.project,
         tracker.entity or None,
         question=question(folder.name),
-        command=command,
+        command=_applying(command),
         ids=Ledger.of(folder).ids(tracker.name, tracker.destination()),
     )
     path = workspace.write(made, folder)
