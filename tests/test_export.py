@@ -213,13 +213,15 @@ def test_a_record_becomes_a_folder_whose_card_has_its_numbers(desk, capsys) -> N
         assert metric.signature.replace("|", "\\|") in card
     assert record.provenance["command"] in card
     assert json.loads((folder / "bitsweep.json").read_text())["point_id"] == record.point_id
+    capsys.readouterr()
     assert dispatch([*shlex.split(following)[2:], "tracker=none"]) == OK
+    assert "[1/1] exported w4g32-sym  ppl " in capsys.readouterr().out
     (again,) = (each for each in store.records() if each.run_id != run_id)
     (name,) = (metric for metric in record.metrics if metric.startswith("ppl/"))
     assert again.metrics[name].signature == record.metrics[name].signature
     assert again.metrics[name].value == pytest.approx(record.metrics[name].value, rel=1e-6)
     row = frame([again, record]).set_index("run_id").loc[again.run_id]
-    assert row["label"] == "exported w4g32-sym"
+    assert row["label"] == again.point["label"] == "exported w4g32-sym"
     capsys.readouterr()
     assert desk("report", "adhoc") == OK
     said = capsys.readouterr().out

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitsweep.spec import InputSpec, QuantSpec
+from bitsweep.spec import UNTOUCHED, InputSpec, QuantSpec
 
 if TYPE_CHECKING:
     from bitsweep.calibration import CalibrationSpec
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from bitsweep.probes import Probe
     from bitsweep.recover import Recovery
     from bitsweep.transforms import Transform
+
+FULL_PRECISION = "full_precision"
+"""The method that rounds nothing."""
 
 RANDOM = "random"
 """The column ``weights`` of a shape; other points have no such column."""
@@ -139,6 +143,19 @@ def label(columns: Mapping[str, Any]) -> str:
     if columns.get("weights") == RANDOM:
         words.append("(random weights)")
     return " ".join(words)
+
+
+def exported(columns: Mapping[str, Any], plan: str) -> dict[str, str]:
+    """Of a checkpoint that came quantized, so that no method of the point did it: what it holds
+    (``exported``: ``w4g64, w8``) and its ``label`` by that. Empty for any other.
+
+    ``plan`` is a :meth:`Plan.summary`.
+    """
+    if columns["method"] != FULL_PRECISION or plan == UNTOUCHED:
+        return {}
+    held = re.sub(r" x\d+(?=,|$)", "", plan)
+    label = str(columns["label"]).replace(FULL_PRECISION, f"exported {held}", 1)
+    return {"exported": held, "label": label}
 
 
 def weights(columns: Mapping[str, Any]) -> str:

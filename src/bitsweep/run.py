@@ -24,7 +24,7 @@ from bitsweep.errors import Refused, UserError
 from bitsweep.methods import Particular
 from bitsweep.methods.full_precision import FullPrecision
 from bitsweep.models import Model, ModelSource
-from bitsweep.point import Point
+from bitsweep.point import Point, exported
 from bitsweep.probes import Probe, needs
 from bitsweep.record import Kind, Record, Status
 from bitsweep.spec import LayerSpec, Plan
@@ -45,6 +45,12 @@ class Prepared:
     plan: Plan
     point_id: str
     run_ids: Mapping[Kind, str]
+
+    def columns(self) -> dict[str, Any]:
+        """The point's; a checkpoint that came quantized is called by what it holds."""
+        columns = self.point.columns()
+        told = exported(columns, self.plan.summary())
+        return columns | {"label": told.get("label", columns["label"])}
 
     @property
     def weightless(self) -> bool:
@@ -390,7 +396,7 @@ def begin(prepared: Prepared, kind: Kind, source: Model, model: Model) -> Record
         kind=kind,
         experiment=point.experiment,
         status="ok",
-        point=point.columns(),
+        point=prepared.columns(),
         model={
             "path": point.model.path,
             "revision": point.model.revision,
@@ -432,6 +438,7 @@ def _without_numbers(point: Point, status: Status, reason: str) -> Record:
 
 def _failed(prepared: Prepared, kind: Kind, error: Exception) -> Record:
     record = _without_numbers(prepared.point, "failed", f"{type(error).__name__}: {error}"[:2000])
+    record.point = prepared.columns()
     record.run_id, record.point_id, record.kind = prepared.run_ids[kind], prepared.point_id, kind
     trace = "".join(traceback.format_exception(error))
     record.provenance["traceback"] = trace[-6000:]

@@ -45,7 +45,8 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        return title(self.job)
+        """In a few words: ``rtn w4g32 uniform``."""
+        return str((self.prepared or self.job.point).columns()["label"])
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,6 @@ class Outcome:
     @property
     def failed(self) -> bool:
         return self.error is not None or any(r.status == "failed" for r in self.records)
-
-
-def title(job: Job) -> str:
-    """A point in a few words: ``rtn w4g32 uniform``."""
-    return str(job.point.columns()["label"])
 
 
 def survey(

@@ -60,7 +60,7 @@ def export(argv: list[str]) -> int:
         prepared = _prepared(wanted, artifacts)
     from bitsweep.export.folder import Origin
 
-    label = str(prepared.point.columns()["label"])
+    label = str(prepared.columns()["label"])
     origin = Origin(wanted.point.command, prepared.point_id, label, tuple(records))
     out = given.out or default_folder(prepared, given.to)
     written = _write(wanted, prepared, artifacts, given.to, out, origin)
@@ -203,7 +203,7 @@ def _changed(record: Record, prepared: Prepared, artifacts: Artifacts) -> str:
 
 def default_folder(prepared: Prepared, name: str) -> Path:
     """``exports/gptq-w4g64-1a2b3c4d-compressed-tensors``."""
-    label = re.sub(r"[^\w.]+", "-", str(prepared.point.columns()["label"])).strip("-")
+    label = re.sub(r"[^\w.]+", "-", str(prepared.columns()["label"])).strip("-")
     run_id = next(iter(prepared.run_ids.values()), prepared.point_id)
     return Path("exports") / f"{label}-{run_id[:8]}-{name}"
 

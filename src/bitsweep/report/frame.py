@@ -18,11 +18,12 @@ import pandas as pd
 
 from bitsweep import timing
 from bitsweep.errors import UserError
+from bitsweep.point import FULL_PRECISION, exported
 from bitsweep.record import Metric, Record
 from bitsweep.report.timed import Attributes, timings
 from bitsweep.spec import UNTOUCHED
 
-REFERENCE = "full_precision"
+REFERENCE = FULL_PRECISION
 HARDWARE = ("engine", "threads", "device")
 Machines = dict[tuple[str, int | None], str]
 CHANGED = ("transforms", "recover", "kv", "exported")
@@ -174,7 +175,7 @@ def _row(group: Sequence[Record], names: dict[str, str], machines: Machines) -> 
         "calibration_sha256": (main.calibration or {}).get("sha256"),
         "commit": main.provenance.get("commit"),
         "dirty": _any_dirty(main, group),
-        **_exported(main),
+        **exported(main.point, main.plan.get("summary") or UNTOUCHED),
         **_notes(main),
     }
     if main.kind == "quality":
@@ -204,19 +205,6 @@ def _calibration(record: Record) -> dict[str, Any]:
     keys = ("windows", "window", "choice", "seed")
     default = {"choice": "random"} if known else {}
     return {f"calibration.{key}": known.get(key, default.get(key)) for key in keys}
-
-
-def _exported(record: Record) -> dict[str, Any]:
-    """``w4g64`` of a checkpoint that was quantized before: no method of the point did it.
-
-    Its Record's label has the method's name alone; the row says what it is.
-    """
-    plan = record.plan.get("summary") or UNTOUCHED
-    if record.point["method"] != REFERENCE or plan == UNTOUCHED:
-        return {}
-    held = re.sub(r" x\d+(?=,|$)", "", plan)
-    label = str(record.point.get("label")).replace(REFERENCE, f"exported {held}", 1)
-    return {"exported": held, "label": label}
 
 
 def _notes(record: Record) -> dict[str, Any]:
