@@ -69,7 +69,7 @@ def sweep(argv: list[str]) -> int:
     """``bitsweep sweep NAME``: the missing points of an experiment, then its report."""
     given = parser("sweep").parse_intermixed_args(argv)
     name, overrides = named(given.overrides, "sweep")
-    check_paper(name)
+    check_paper(name, overrides)
     return _sweep(
         [*experiment_overrides(name), *overrides], given.config_dir, command_line("sweep", argv)
     )
@@ -83,15 +83,15 @@ def named(arguments: Sequence[str], verb: str) -> tuple[str, list[str]]:
     return arguments[0], list(arguments[1:])
 
 
-def check_paper(name: str) -> None:
+def check_paper(name: str, overrides: Sequence[str]) -> None:
     """What the experiment's file says under ``paper:`` is looked at before anything is measured.
 
     Raises:
-        UserError: it is not in the language of docs/paper.md.
+        UserError: it is not in the language of docs/paper.md, or names what no Record can have.
     """
-    from bitsweep.report.paper import language
+    from bitsweep.report.paper import vocabulary
 
-    language.check(name)
+    vocabulary.check(name, overrides)
 
 
 def _show_configuration(given: argparse.Namespace) -> None:

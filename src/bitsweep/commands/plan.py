@@ -46,7 +46,7 @@ def plan(argv: list[str]) -> int:
     overrides = list(given.overrides)
     if not overrides or "=" not in overrides[0]:
         name, rest = named(overrides, "plan")
-        check_paper(name)
+        check_paper(name, rest)
         overrides = [*experiment_overrides(name), *rest]
     from bitsweep.artifacts import Artifacts, cache_root
 

@@ -37,6 +37,9 @@ TABLES = (
     "correlation", "budget",
 )  # fmt: skip
 
+FIGURES = ("front_size", "front_speed", "heatmap", "error_depth", "sensitivity", "latency")
+"""What the names of figures begin with; behind it the model and what else tells them apart."""
+
 
 @dataclass(frozen=True)
 class Report:

@@ -152,7 +152,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Section:
-    """An experiment's part, read, with what its file opens with."""
+    """An experiment's part, read, with what its file opens with and the file's other ``keys``."""
 
     experiment: str
     number: int
@@ -161,6 +161,7 @@ class Section:
     commands: tuple[tuple[str, str], ...]
     tables: Mapping[str, Table | Copy]
     figures: Mapping[str, Figure]
+    keys: tuple[str, ...]
 
 
 def sections() -> list[Section]:
@@ -188,24 +189,14 @@ def sections() -> list[Section]:
     return found
 
 
-def check(experiment: str) -> None:
-    """Read the part of one experiment's file, so that a mistake shows before anything is measured.
-
-    Raises:
-        UserError: as :func:`read`.
-    """
-    path = experiments().get(experiment)
-    if path is not None:
-        read(experiment, path)
-
-
 def read(experiment: str, path: Path) -> Section | None:
     """The part in one experiment's file; None where it has none."""
     import yaml
 
     text = path.read_text(encoding="utf-8")
     try:
-        raw = (yaml.safe_load(text) or {}).get("paper")
+        whole = yaml.safe_load(text) or {}
+        raw = whole.get("paper")
     except (yaml.YAMLError, AttributeError) as error:
         raise UserError(f"{path}: not a YAML mapping ({str(error).splitlines()[0]})") from error
     if raw is None:
@@ -219,6 +210,7 @@ def read(experiment: str, path: Path) -> Section | None:
         experiment, part.section, part.title, opened, commands,
         {n: _table(f"{where}.tables.{n}", given) for n, given in _named(where, part.tables)},
         {n: _figure(f"{where}.figures.{n}", given) for n, given in _named(where, part.figures)},
+        tuple(map(str, whole)),
     )  # fmt: skip
 
 

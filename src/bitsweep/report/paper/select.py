@@ -16,15 +16,12 @@ from bitsweep.report.frame import is_reference
 from bitsweep.report.labels import Row, missing
 from bitsweep.report.latency import marks
 from bitsweep.report.paper.language import Source, Value
+from bitsweep.report.paper.vocabulary import WORDS
 from bitsweep.report.tables import primaries
 from bitsweep.report.timed import Timed
 
 OF_THE_MODEL = ("model", "experiment", "data", "device", "threads", "batch", "prompt")
 """Conditions that full precision must meet as well; it has neither bits nor policy."""
-
-WORDS = ("approach", "weights", "policy_name")
-"""Columns that are made of others: method, options and format; bits, format and group; the policy
-without its numbers (``budget``)."""
 
 
 @dataclass(frozen=True)
