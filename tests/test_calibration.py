@@ -14,12 +14,12 @@ from torch import Tensor
 
 from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration, CalibrationSpec
+from bitsweep.calibration.statistics import Hessian
 from bitsweep.data import TextSource
 from bitsweep.errors import UserError
 from bitsweep.linear import quantized
 from bitsweep.models import Model
 from bitsweep.spec import QuantSpec
-from bitsweep.statistics import Hessian
 from bitsweep.tensor import QuantTensor
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz      "
@@ -230,7 +230,7 @@ def test_a_pass_ends_at_the_last_layer_that_is_watched(
 ) -> None:
     up, down = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
     whole = next(calibrate(model, spec).blocks(model)).observe([up], Hessian)[up].value()
-    monkeypatch.setattr("bitsweep.replay.BATCH_TOKENS", 256)
+    monkeypatch.setattr("bitsweep.calibration.replay.BATCH_TOKENS", 256)
     block = next(calibrate(model, spec).blocks(model))
     computed: list[int] = []
     hook = model.get(down).register_forward_hook(lambda *_: computed.append(1))

@@ -13,13 +13,13 @@ from torch import Tensor
 from bitsweep import formats, policies
 from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Block, Calibration
+from bitsweep.calibration.statistics import Hessian
 from bitsweep.errors import UserError
 from bitsweep.linear import quantized_spec
 from bitsweep.methods.gptq import GPTQ, inverse_factor
 from bitsweep.models import Model
 from bitsweep.policies import Policy, Rule
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, SCALE_DTYPES, Plan, QuantSpec
-from bitsweep.statistics import Hessian
 from bitsweep.tensor import QuantTensor
 
 W4 = QuantSpec(4, 32)

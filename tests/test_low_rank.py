@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bitsweep import engines, models, policies
 from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration
+from bitsweep.calibration.statistics import Hessian
 from bitsweep.errors import UserError
 from bitsweep.fold import fold
 from bitsweep.linear import QuantLinear
@@ -25,7 +26,6 @@ from bitsweep.models import Model
 from bitsweep.policies import Policy, Rule
 from bitsweep.recover.low_rank import LowRank as Correct
 from bitsweep.spec import LayerSpec, Plan, QuantSpec
-from bitsweep.statistics import Hessian
 from bitsweep.transforms.low_rank import LowRank, split
 from bitsweep.transforms.prune import Prune
 

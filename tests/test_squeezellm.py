@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from bitsweep.calibration.statistics import Energy
 from bitsweep.errors import UserError
 from bitsweep.methods.squeezellm import SqueezeLLM, quantize
 from bitsweep.spec import PER_TENSOR, QuantSpec
-from bitsweep.statistics import Energy
 from bitsweep.tensor import QuantTensor
 
 W3 = QuantSpec(3, format="codebook")

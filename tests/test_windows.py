@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from bitsweep import config, windows
+from bitsweep import config
 from bitsweep.artifacts import Artifacts
-from bitsweep.calibration import Calibration, CalibrationSpec, RandomTokens
+from bitsweep.calibration import Calibration, CalibrationSpec, RandomTokens, windows
 from bitsweep.compose import compose
 from bitsweep.data import TextSource
 from bitsweep.errors import UserError

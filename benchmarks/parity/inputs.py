@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from bitsweep import data, models
 from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration, CalibrationSpec
+from bitsweep.calibration.statistics import Hessian
 from bitsweep.data import TextSource
 from bitsweep.forward import scores
 from bitsweep.models import Model, ModelSource
-from bitsweep.statistics import Hessian
 
 WINDOWS, WINDOW, SEED = 64, 512, 0
 DRAWS = 3

@@ -344,8 +344,8 @@ def _policy(name: str, value: Mapping[str, Any], plugins: Sequence[str]) -> Any:
 
 def _calibration(name: str, value: Mapping[str, Any], data: Data) -> CalibrationSpec:
     from bitsweep.calibration import CalibrationSpec, RandomTokens
+    from bitsweep.calibration.windows import CHOICES
     from bitsweep.data import TextSource, make_text
-    from bitsweep.windows import CHOICES
 
     known = ("source", "windows", "window", "seed", "choice")
     for key in value:

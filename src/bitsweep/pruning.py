@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from bitsweep.calibration import Calibration
+from bitsweep.calibration.statistics import Energy, Hessian, Statistic, values
 from bitsweep.errors import UserError
 from bitsweep.library import LibraryLinear
 from bitsweep.linear import QuantLinear, quantized
 from bitsweep.methods import finite_weight, seeded
 from bitsweep.models import Model
-from bitsweep.statistics import Energy, Hessian, Statistic, values
 from bitsweep.structure import Units, blocks_of, channels_of, heads_of, misfit
 
 SCORES = ("random", "magnitude", "wanda", "sparsegpt")

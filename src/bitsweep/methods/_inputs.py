@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bitsweep.calibration import Block, Calibration
+from bitsweep.calibration.statistics import Statistic, values
 from bitsweep.errors import UserError
 from bitsweep.methods import replace_layers, tied_embedding
 from bitsweep.models import Model
 from bitsweep.spec import Plan
-from bitsweep.statistics import Statistic, values
 from bitsweep.tensor import QuantTensor
 
 PREFIXES = ("quantized", "full_precision")

@@ -24,12 +24,12 @@ from torch.func import functional_call
 
 from bitsweep import formats
 from bitsweep.calibration import Block, Calibration
+from bitsweep.calibration.statistics import Hessian
 from bitsweep.errors import UserError
 from bitsweep.fold import edges, fold
 from bitsweep.methods import finite_weight, place, replace_layers
 from bitsweep.models import Model
 from bitsweep.spec import PER_TENSOR, Plan, QuantSpec
-from bitsweep.statistics import Hessian
 from bitsweep.tensor import QuantTensor
 
 log = logging.getLogger(__name__)

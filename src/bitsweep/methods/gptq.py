@@ -23,13 +23,13 @@ from torch import Tensor
 
 from bitsweep import formats
 from bitsweep.calibration import Calibration
+from bitsweep.calibration.statistics import Hessian
 from bitsweep.errors import UserError
 from bitsweep.methods import finite_weight, place
 from bitsweep.methods._columns import Grid, round_columns, round_vectors
 from bitsweep.methods._inputs import Inputs
 from bitsweep.models import Model
 from bitsweep.spec import PER_TENSOR, Plan, QuantSpec
-from bitsweep.statistics import Hessian
 from bitsweep.tensor import QuantTensor
 
 log = logging.getLogger(__name__)

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from bitsweep import formats
 from bitsweep.calibration import Calibration
+from bitsweep.calibration.statistics import Energy
 from bitsweep.formats.codebook import Codebook
 from bitsweep.methods import finite_weight, place
 from bitsweep.methods._inputs import Inputs
 from bitsweep.models import Model
 from bitsweep.spec import Plan, QuantSpec
-from bitsweep.statistics import Energy
 from bitsweep.tensor import QuantTensor
 
 

@@ -23,12 +23,12 @@ from torch.func import functional_call
 from bitsweep import data
 from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration, CalibrationSpec
+from bitsweep.calibration.statistics import Hessian
 from bitsweep.data import Data, Reference
 from bitsweep.methods import tied_embedding
 from bitsweep.probes import check_counts
 from bitsweep.probes.error import moved, weight_of
 from bitsweep.record import Kind, Measurement, Metric
-from bitsweep.statistics import Hessian
 
 if TYPE_CHECKING:
     from bitsweep.models import Model

@@ -14,6 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from bitsweep.calibration import Calibration
+from bitsweep.calibration.statistics import Energy, Hessian, Statistic, values
 from bitsweep.errors import UserError
 from bitsweep.fold import factor_since
 from bitsweep.library import LibraryLinear
@@ -21,7 +22,6 @@ from bitsweep.linear import QuantLinear
 from bitsweep.lowrank import Correction, factorize
 from bitsweep.models import Model
 from bitsweep.spec import Plan
-from bitsweep.statistics import Energy, Hessian, Statistic, values
 
 WEIGHTINGS: dict[str, type[Statistic] | None] = {
     "plain": None,

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from bitsweep.calibration import Calibration
+from bitsweep.calibration.statistics import Hessian
 from bitsweep.errors import UserError
 from bitsweep.lowrank import Factors, factorize
 from bitsweep.methods import finite_weight
 from bitsweep.models import Layer, Model
 from bitsweep.models.roles import Anatomy
-from bitsweep.statistics import Hessian
 
 
 @dataclass(frozen=True)

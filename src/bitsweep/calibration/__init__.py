@@ -18,13 +18,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bitsweep import data, windows
+from bitsweep import data
 from bitsweep.artifacts import Artifacts
+from bitsweep.calibration import windows
+from bitsweep.calibration.replay import BATCH_TOKENS, Replay
+from bitsweep.calibration.statistics import Statistic, values
 from bitsweep.data import TextSource
 from bitsweep.errors import UserError
 from bitsweep.models import Model
-from bitsweep.replay import BATCH_TOKENS, Replay
-from bitsweep.statistics import Statistic, values
 
 VERSION = 1
 """Of the statistics that are kept on disk."""
@@ -35,7 +36,7 @@ class CalibrationSpec:
     """Which text, how many windows of how many tokens (None: the data's longest), which ones.
 
     ``choice``: ``random`` ones by ``seed``, the ``longest`` documents or the most ``diverse``
-    windows, see :mod:`bitsweep.windows`.
+    windows, see :mod:`bitsweep.calibration.windows`.
     """
 
     source: TextSource | RandomTokens
