@@ -112,8 +112,8 @@ def test_a_large_vocabulary_is_scored_in_pieces_with_the_same_result(model, monk
 def test_losses_equal_those_of_lm_eval_for_the_same_window_and_begin_token(model):
     from lm_eval.api.instance import Instance
 
+    from bitsweep.data.questions import quiet
     from bitsweep.probes.tasks import _handed_over
-    from bitsweep.questions import quiet
 
     text = TEXT[:100]
     tokens = [256, *model.tokenizer(text, add_special_tokens=False)["input_ids"]]

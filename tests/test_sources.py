@@ -5,8 +5,8 @@ import json
 import pytest
 
 from bitsweep.artifacts import Artifacts
+from bitsweep.data.sources import Item, TaskSet, TextSource
 from bitsweep.errors import UserError
-from bitsweep.sources import Item, TaskSet, TextSource
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ import pytest
 import tiny
 import torch
 
-from bitsweep import questions
 from bitsweep.artifacts import Artifacts
-from bitsweep.data import Data, Reference
+from bitsweep.data import Data, Reference, questions
 from bitsweep.errors import UserError
 from bitsweep.linear import quantized
 from bitsweep.models import ModelSource, load

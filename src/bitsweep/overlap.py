@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from bitsweep.sources import Item, TaskSet
+from bitsweep.data.sources import Item, TaskSet
 from bitsweep.stats import Array
 
 ORDER = 4

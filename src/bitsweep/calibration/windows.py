@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from bitsweep.sources import TextSource
+from bitsweep.data.sources import TextSource
 
 CHOICES = ("random", "longest", "diverse")
 

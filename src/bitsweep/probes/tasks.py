@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from bitsweep import questions, stats
+from bitsweep import stats
 from bitsweep.artifacts import Artifacts, digest
-from bitsweep.data import Data, Reference
+from bitsweep.data import Data, Reference, questions
 from bitsweep.probes import check_counts
 from bitsweep.record import Delta, Kind, Measurement, Metric
 

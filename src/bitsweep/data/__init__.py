@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bitsweep.artifacts import Artifacts
+from bitsweep.data.sources import Item, TaskSet, TextSource
 from bitsweep.errors import UserError
-from bitsweep.sources import Item, TaskSet, TextSource
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +64,7 @@ class Data:
 
     def check(self) -> None:
         """Raise UserError for anything missing or unusable, reading no text; before a sweep."""
-        from bitsweep import questions
+        from bitsweep.data import questions
 
         for text in self.texts.values():
             text.check()

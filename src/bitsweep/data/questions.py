@@ -20,8 +20,8 @@ from typing import Any
 from bitsweep.artifacts import Artifacts, digest, file_digest
 from bitsweep.compose import conf_dir
 from bitsweep.data import Data
+from bitsweep.data.sources import PACKAGE, table_rows
 from bitsweep.errors import UserError
-from bitsweep.sources import PACKAGE, table_rows
 
 Rows = list[Mapping[str, Any]]
 
