@@ -38,9 +38,9 @@ from bitsweep.artifacts import Artifacts, cache_root
 from bitsweep.compose import compose
 from bitsweep.errors import Refused, UserError
 from bitsweep.export import folder as folders
-from bitsweep.forward import scores
 from bitsweep.linear import QuantEmbedding, QuantLinear
 from bitsweep.models import Model
+from bitsweep.probes._forward import scores
 from bitsweep.probes.perplexity import cut_text
 from bitsweep.provenance import Stopwatch
 from bitsweep.run import Made, make, prepare

@@ -4,8 +4,8 @@ import pytest
 import tiny
 import torch
 
-from bitsweep import greedy
-from bitsweep.greedy import generate
+from bitsweep.probes import _greedy as greedy
+from bitsweep.probes._greedy import generate
 
 PROMPTS = ["a", "Once upon a time", "The geese", "Why did nobody go home before the rain?", "x y"]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bitsweep.overlap import Bleu, bleu, rouge
+from bitsweep.probes._overlap import Bleu, bleu, rouge
 
 TEXTS = [
     "the cat sat on the mat in the sun",

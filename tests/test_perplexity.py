@@ -12,8 +12,8 @@ import torch
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference, TextSource
 from bitsweep.errors import UserError
-from bitsweep.forward import scores
 from bitsweep.models import ModelSource, load
+from bitsweep.probes._forward import scores
 from bitsweep.probes.perplexity import Perplexity
 
 TEXT = "The fox was not quick, and no dog was lazy; they only said so. " * 12
@@ -101,7 +101,7 @@ def test_a_text_of_less_than_two_windows_is_refused(model, tmp_path, artifacts):
 
 
 def test_a_large_vocabulary_is_scored_in_pieces_with_the_same_result(model, monkeypatch):
-    from bitsweep import forward
+    from bitsweep.probes import _forward as forward
 
     windows = torch.arange(128).view(2, 64) % 256
     whole = scores(model, windows).losses

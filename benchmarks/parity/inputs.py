@@ -19,8 +19,8 @@ from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration, CalibrationSpec
 from bitsweep.calibration.statistics import Hessian
 from bitsweep.data import TextSource
-from bitsweep.forward import scores
 from bitsweep.models import Model, ModelSource
+from bitsweep.probes._forward import scores
 
 WINDOWS, WINDOW, SEED = 64, 512, 0
 DRAWS = 3

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from bitsweep import config, stats
 from bitsweep.compose import compose
-from bitsweep.forward import scores
 from bitsweep.models import Model
+from bitsweep.probes._forward import scores
 from bitsweep.run import plan_for, transformed
 from bitsweep.spec import QuantSpec
 from bitsweep.tensor import QuantTensor

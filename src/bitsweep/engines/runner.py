@@ -82,7 +82,7 @@ def generate(
 
     Stops when every row has met a token of ``ends``; a row that met it earlier is filled up with
     that token. Prompts have one length: nothing is padded, and the checkpoint's own generation
-    settings play no part (:mod:`bitsweep.greedy`, which probes use, pads and masks).
+    settings play no part (:mod:`bitsweep.probes._greedy`, which probes use, pads and masks).
     """
     logits, cache = runner.prefill(ids)
     stops = torch.tensor(sorted(ends), dtype=torch.int64, device=ids.device)

@@ -20,9 +20,9 @@ from bitsweep import stats
 from bitsweep.artifacts import Artifacts, digest
 from bitsweep.data import Data, Item, Reference, TaskSet
 from bitsweep.errors import UserError
-from bitsweep.greedy import generate
-from bitsweep.overlap import ROUGE, Bleu, bleu, references_of, rouge, rouge_signature
 from bitsweep.probes import check_counts
+from bitsweep.probes._greedy import generate
+from bitsweep.probes._overlap import ROUGE, Bleu, bleu, references_of, rouge, rouge_signature
 from bitsweep.record import Delta, Kind, Measurement, Metric
 from bitsweep.stats import Array, Interval
 

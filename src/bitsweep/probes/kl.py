@@ -19,8 +19,8 @@ from torch import Tensor
 from bitsweep import stats
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference
-from bitsweep.forward import log_probabilities
 from bitsweep.probes import check_counts
+from bitsweep.probes._forward import log_probabilities
 from bitsweep.probes.perplexity import Cut, cut_text, text_identity
 from bitsweep.record import Kind, Measurement, Metric
 

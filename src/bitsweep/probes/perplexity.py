@@ -19,8 +19,8 @@ from bitsweep import activations, stats
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference, TextSource, stream, windows
 from bitsweep.errors import UserError
-from bitsweep.forward import KEPT_BYTES, scores
 from bitsweep.probes import check_counts
+from bitsweep.probes._forward import KEPT_BYTES, scores
 from bitsweep.record import Delta, Kind, Measurement, Metric
 
 if TYPE_CHECKING:
