@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bitsweep import stats
+from bitsweep import intervals as stats
 
 
 def losses(n=40, seed=0):

@@ -21,7 +21,7 @@ from reference import objective
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bitsweep import stats
+from bitsweep import intervals as stats
 from bitsweep.methods.gptq import GPTQ
 from bitsweep.spec import LayerSpec, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor

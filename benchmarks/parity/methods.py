@@ -18,7 +18,8 @@ from inputs import WINDOWS, Inputs, drawn
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bitsweep import config, stats
+from bitsweep import config
+from bitsweep import intervals as stats
 from bitsweep.compose import compose
 from bitsweep.models import Model
 from bitsweep.probes._forward import scores

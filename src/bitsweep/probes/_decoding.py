@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bitsweep.intervals import SEED
 from bitsweep.models import Model
-from bitsweep.stats import SEED
 
 
 def tokens(model: Model, batch: int, length: int) -> Tensor:

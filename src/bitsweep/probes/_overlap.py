@@ -14,7 +14,7 @@ from importlib.metadata import version
 import numpy as np
 
 from bitsweep.data.sources import Item, TaskSet
-from bitsweep.stats import Array
+from bitsweep.intervals import Array
 
 ORDER = 4
 ROUGE = ("rouge1", "rouge2", "rougeL")

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitsweep import stats
+from bitsweep import intervals as stats
 from bitsweep.artifacts import Artifacts, digest
 from bitsweep.data import Data, Item, Reference, TaskSet
 from bitsweep.errors import UserError
+from bitsweep.intervals import Array, Interval
 from bitsweep.probes import check_counts
 from bitsweep.probes._greedy import generate
 from bitsweep.probes._overlap import ROUGE, Bleu, bleu, references_of, rouge, rouge_signature
 from bitsweep.record import Delta, Kind, Measurement, Metric
-from bitsweep.stats import Array, Interval
 
 if TYPE_CHECKING:
     from bitsweep.models import Model

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitsweep import stats
+from bitsweep import intervals as stats
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference
 from bitsweep.probes import check_counts

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from bitsweep import activations, stats
+from bitsweep import activations
+from bitsweep import intervals as stats
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference, TextSource, stream, windows
 from bitsweep.errors import UserError

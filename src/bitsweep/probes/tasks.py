@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from bitsweep import stats
+from bitsweep import intervals as stats
 from bitsweep.artifacts import Artifacts, digest
 from bitsweep.data import Data, Reference, questions
 from bitsweep.probes import check_counts

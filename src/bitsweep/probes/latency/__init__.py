@@ -44,6 +44,7 @@ from bitsweep.artifacts import Artifacts, plain
 from bitsweep.data import Data, Reference
 from bitsweep.engines import Engine, Runner, runner
 from bitsweep.errors import UserError
+from bitsweep.intervals import Interval
 from bitsweep.models import Model
 from bitsweep.probes import check_counts
 from bitsweep.probes._decoding import tokens, too_long
@@ -66,7 +67,6 @@ from bitsweep.probes.latency.statistics import (
 )
 from bitsweep.probes.latency.traffic import step_bytes
 from bitsweep.record import Kind, Measurement, Metric
-from bitsweep.stats import Interval
 from bitsweep.timing import STRAY, Shape
 
 DTYPES = {BF16: torch.bfloat16, FP32: torch.float32}

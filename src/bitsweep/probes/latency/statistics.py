@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bitsweep.intervals import LEVEL, RESAMPLES, SEED, Interval
 from bitsweep.record import Metric
-from bitsweep.stats import LEVEL, RESAMPLES, SEED, Interval
 
 POINT, BF16, FP32, AGAIN = "point", "bf16", "fp32", "again"
 GIB, MIB = 2**30, 2**20
