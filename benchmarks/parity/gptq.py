@@ -21,7 +21,7 @@ from reference import objective
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bitsweep import intervals as stats
+from bitsweep import intervals
 from bitsweep.methods.gptq import GPTQ
 from bitsweep.spec import LayerSpec, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
@@ -162,7 +162,7 @@ def end_to_end(inputs: Inputs, work: Path) -> list[Row]:
             report = json.loads((work / peer / "report.json").read_text())
             theirs = inputs.losses(load_file(file))
             row = _row(case, peer, order, inputs, theirs, full, report["runs"][case["name"]])
-            ratio = stats.perplexity_ratio(mine.numpy(), theirs.numpy(), _predicted(inputs))
+            ratio = intervals.perplexity_ratio(mine.numpy(), theirs.numpy(), _predicted(inputs))
             row["ours_over_theirs"] = round(ratio.value, 5)
             row["lo"], row["hi"] = round(ratio.lo, 5), round(ratio.hi, 5)
             rows.append(row)
@@ -202,9 +202,9 @@ def _row(
         "case": case["name"],
         "tool": tool,
         "order": order,
-        "perplexity": round(stats.perplexity(losses.numpy(), predicted).value, 4),
+        "perplexity": round(intervals.perplexity(losses.numpy(), predicted).value, 4),
         "over_full_precision": round(
-            stats.perplexity_ratio(losses.numpy(), full.numpy(), predicted).value, 5
+            intervals.perplexity_ratio(losses.numpy(), full.numpy(), predicted).value, 5
         ),
         "ours_over_theirs": None,
         "lo": None,

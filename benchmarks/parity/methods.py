@@ -18,8 +18,7 @@ from inputs import WINDOWS, Inputs, drawn
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bitsweep import config
-from bitsweep import intervals as stats
+from bitsweep import config, intervals
 from bitsweep.compose import compose
 from bitsweep.models import Model
 from bitsweep.probes._forward import scores
@@ -206,8 +205,8 @@ def end_to_end(inputs: Inputs, work: Path) -> list[Row]:
             {
                 "case": case["name"],
                 "peer": case["peer"],
-                "theirs": round(stats.perplexity(theirs.numpy(), predicted).value, 4),
-                "ours": round(stats.perplexity(mine.numpy(), predicted).value, 4),
+                "theirs": round(intervals.perplexity(theirs.numpy(), predicted).value, 4),
+                "ours": round(intervals.perplexity(mine.numpy(), predicted).value, 4),
                 "same_zeros": _same_zeros(inputs, case, model, weights),
                 "their_cpu_s": cost["cpu_s"],
                 "our_cpu_s": round(seconds, 2),

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitsweep import intervals as stats
+from bitsweep import intervals
 from bitsweep.artifacts import Artifacts, digest
 from bitsweep.data import Data, Item, Reference, TaskSet
 from bitsweep.errors import UserError
@@ -138,15 +138,15 @@ def _metrics(
     scores = {name: value.numpy() for name, value in gold_scores(texts, items, task).items()}
 
     value = scorer.corpus(texts, references_of(items))
-    spread = stats.bootstrap(scores["bleu"], bleu)
+    spread = intervals.bootstrap(scores["bleu"], bleu)
     both = np.hstack([scores["bleu"], full_scores["bleu"].numpy()])
-    change = stats.bootstrap(both, _bleu_change)
+    change = intervals.bootstrap(both, _bleu_change)
     signature = f"bleu|{how}|{scorer.signature()}|{tail}"
     metrics = [_metric(f"bleu/{task.name}", value, signature, spread, change)]
     signature = f"rouge|{how}|{rouge_signature(task)}|{tail}"
     for column, name in enumerate(ROUGE):
         own, theirs = scores["rouge"][:, column], full_scores["rouge"].numpy()[:, column]
-        spread, change = stats.mean(own), stats.mean_difference(own, theirs)
+        spread, change = intervals.mean(own), intervals.mean_difference(own, theirs)
         metrics.append(_metric(f"{name}/{task.name}", spread.value, signature, spread, change))
     return [*metrics, *_against_full(task, texts, full, how, scorer)]
 
@@ -157,7 +157,7 @@ def _against_full(
     """How much of full precision's own texts is left; an unchanged text counts as 1, also empty."""
     references = [(text,) for text in full]
     value = scorer.corpus(texts, references)
-    spread = stats.bootstrap(scorer.counts(texts, references), bleu)
+    spread = intervals.bootstrap(scorer.counts(texts, references), bleu)
     how, tail = f"{how}|refs:full_precision", f"v{Generation.version}"
     signature = f"bleu_fp|{how}|{scorer.signature()}|{tail}"
     metrics = [_metric(f"bleu_fp/{task.name}", value, signature, spread, None)]
@@ -166,7 +166,7 @@ def _against_full(
     if changed:
         scores = rouge([texts[i] for i in changed], [references[i] for i in changed], task.rouge)
         longest[changed] = scores[:, ROUGE.index("rougeL")]
-    spread = stats.mean(longest)
+    spread = intervals.mean(longest)
     signature = f"rouge_fp|{how}|{rouge_signature(task)}|{tail}"
     metrics.append(_metric(f"rougeL_fp/{task.name}", spread.value, signature, spread, None))
     return metrics

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitsweep import intervals as stats
+from bitsweep import intervals
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference
 from bitsweep.probes import check_counts
@@ -100,8 +100,8 @@ class KL:
         return iter([reference.get(protocol, measure)["log_probabilities"]])
 
     def _metrics(self, name: str, cut: Cut, divergence: Tensor, same: Tensor) -> list[Metric]:
-        mean = stats.mean(divergence.mean(1).numpy())
-        top1 = stats.mean(same.mean(1).numpy())
+        mean = intervals.mean(divergence.mean(1).numpy())
+        top1 = intervals.mean(same.mean(1).numpy())
         median, p99 = np.percentile(divergence.numpy(), [50, 99])
         tail = f"{cut.signature}|tokens:{divergence.numel()}|logprobs:float32|v{self.version}"
         kl = f"kl(full||quantized)|{tail}"

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from bitsweep import activations
-from bitsweep import intervals as stats
+from bitsweep import activations, intervals
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference, TextSource, stream, windows
 from bitsweep.errors import UserError
@@ -73,8 +72,8 @@ class Perplexity:
     def _metrics(self, name: str, cut: Cut, losses: Tensor, expected: Tensor) -> list[Metric]:
         loss, full = losses.numpy(), expected.numpy()
         predicted = np.full(len(loss), cut.windows.shape[1] - 1, dtype=np.float64)
-        value = stats.perplexity(loss, predicted)
-        ratio = stats.perplexity_ratio(loss, full, predicted)
+        value = intervals.perplexity(loss, predicted)
+        ratio = intervals.perplexity_ratio(loss, full, predicted)
         signature = f"{cut.signature}|tokens:{int(predicted.sum())}"
         metrics = [
             Metric(
@@ -97,8 +96,8 @@ class Perplexity:
             ]
         count = cut.bytes.numpy().astype(np.float64)
         columns = np.stack([loss / math.log(2), full / math.log(2), count], axis=1)
-        value = stats.bootstrap(columns, lambda sums: sums[:, 0] / sums[:, 2])
-        ratio = stats.bootstrap(columns, lambda sums: sums[:, 0] / sums[:, 1])
+        value = intervals.bootstrap(columns, lambda sums: sums[:, 0] / sums[:, 2])
+        ratio = intervals.bootstrap(columns, lambda sums: sums[:, 0] / sums[:, 1])
         metrics.append(
             Metric(
                 f"bits_per_byte/{name}",

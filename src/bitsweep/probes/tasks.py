@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from bitsweep import intervals as stats
+from bitsweep import intervals
 from bitsweep.artifacts import Artifacts, digest
 from bitsweep.data import Data, Reference, questions
 from bitsweep.probes import check_counts
@@ -139,7 +139,8 @@ def _metric(name: str, found: Mapping[str, Any], full: Mapping[str, Any], signat
     if len(found["items"]) < 2 or len(full["items"]) != len(found["items"]):
         return Metric(name, found["value"], "", better, signature)
     items = np.array(found["items"])
-    spread, change = stats.mean(items), stats.mean_difference(items, np.array(full["items"]))
+    spread = intervals.mean(items)
+    change = intervals.mean_difference(items, np.array(full["items"]))
     delta = Delta("difference", change.value, change.lo, change.hi)
     signature = f"{signature}|items:{len(items)}"
     return Metric(name, spread.value, "", better, signature, spread.lo, spread.hi, delta)

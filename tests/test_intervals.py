@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bitsweep import intervals as stats
+from bitsweep import intervals
 
 
 def losses(n=40, seed=0):
@@ -14,19 +14,19 @@ def losses(n=40, seed=0):
 
 def test_the_value_is_the_statistic_of_all_units_and_lies_in_the_interval():
     loss, tokens = losses()
-    interval = stats.perplexity(loss, tokens)
+    interval = intervals.perplexity(loss, tokens)
     assert interval.value == pytest.approx(np.exp(loss.sum() / tokens.sum()))
     assert interval.lo < interval.value < interval.hi
 
 
 def test_equal_losses_have_a_ratio_of_exactly_one_without_width():
     loss, tokens = losses()
-    assert stats.perplexity_ratio(loss, loss.copy(), tokens) == stats.Interval(1.0, 1.0, 1.0)
+    assert intervals.perplexity_ratio(loss, loss.copy(), tokens) == intervals.Interval(1.0, 1.0, 1.0)
 
 
 def test_a_constant_difference_has_an_interval_without_width():
     loss, tokens = losses()
-    interval = stats.perplexity_ratio(loss + 5.0, loss, tokens)  # 0.05 nats a token more
+    interval = intervals.perplexity_ratio(loss + 5.0, loss, tokens)  # 0.05 nats a token more
     assert interval.lo == pytest.approx(np.exp(0.05))
     assert interval.hi == pytest.approx(np.exp(0.05))
 
@@ -34,30 +34,30 @@ def test_a_constant_difference_has_an_interval_without_width():
 def test_the_paired_interval_is_much_tighter_than_the_unpaired_one():
     loss, tokens = losses()
     noise = np.random.default_rng(1).standard_normal(len(loss))
-    paired = stats.perplexity_ratio(loss + 1 + 0.5 * noise, loss, tokens)
-    alone = stats.perplexity(loss, tokens)
+    paired = intervals.perplexity_ratio(loss + 1 + 0.5 * noise, loss, tokens)
+    alone = intervals.perplexity(loss, tokens)
     assert (paired.hi - paired.lo) / paired.value < (alone.hi - alone.lo) / alone.value / 15
 
 
 def test_the_same_units_and_seed_give_the_same_interval_bit_for_bit():
     loss, tokens = losses()
-    assert stats.perplexity(loss, tokens) == stats.perplexity(loss.copy(), tokens)
+    assert intervals.perplexity(loss, tokens) == intervals.perplexity(loss.copy(), tokens)
 
 
 def test_blocks_of_resamples_do_not_change_the_draws(monkeypatch):
     loss, tokens = losses()
-    whole = stats.perplexity(loss, tokens)
-    monkeypatch.setattr(stats, "_BLOCK", 7 * len(loss))
-    assert stats.perplexity(loss, tokens) == whole
+    whole = intervals.perplexity(loss, tokens)
+    monkeypatch.setattr(intervals, "_BLOCK", 7 * len(loss))
+    assert intervals.perplexity(loss, tokens) == whole
 
 
 def test_the_interval_of_a_mean_has_the_width_of_its_standard_error():
     values = np.random.default_rng(2).standard_normal(400)
-    interval = stats.mean(values)
+    interval = intervals.mean(values)
     expected = 2 * 1.96 * values.std() / np.sqrt(400)
     assert interval.hi - interval.lo == pytest.approx(expected, rel=0.1)
 
 
 def test_one_unit_is_refused():
     with pytest.raises(ValueError, match="at least 2"):
-        stats.mean(np.array([1.0]))
+        intervals.mean(np.array([1.0]))
