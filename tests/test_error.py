@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitsweep.fold import edges, fold
 from bitsweep.methods import place
+from bitsweep.models.fold import edges, fold
 from bitsweep.probes.error import Error
 from bitsweep.spec import LayerSpec, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor

@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from bitsweep.fold import edges, fold
+from bitsweep.models.fold import edges, fold
 
 
 @pytest.mark.parametrize(

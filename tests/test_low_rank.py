@@ -17,12 +17,12 @@ from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration
 from bitsweep.calibration.statistics import Hessian
 from bitsweep.errors import UserError
-from bitsweep.fold import fold
 from bitsweep.linear import QuantLinear
 from bitsweep.lowrank import Correction, Factors, factorize
 from bitsweep.methods.gptq import GPTQ
 from bitsweep.methods.rtn import RTN
 from bitsweep.models import Model
+from bitsweep.models.fold import fold
 from bitsweep.policies import Policy, Rule
 from bitsweep.recover.low_rank import LowRank as Correct
 from bitsweep.spec import LayerSpec, Plan, QuantSpec

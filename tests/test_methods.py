@@ -23,9 +23,9 @@ from bitsweep import formats, policies
 from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration, CalibrationSpec
 from bitsweep.errors import UserError
-from bitsweep.fold import factor_since
 from bitsweep.methods import Method, Particular, finite_weight
 from bitsweep.models import Model
+from bitsweep.models.fold import factor_since
 from bitsweep.policies import Policy, Rule
 from bitsweep.spec import PER_CHANNEL, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor

@@ -19,7 +19,7 @@ from bitsweep.data import TextSource
 from bitsweep.errors import Refused, UserError
 from bitsweep.methods.gptq import GPTQ
 from bitsweep.models import Model
-from bitsweep.norms import NormKind, norm_kind
+from bitsweep.models.norms import NormKind, norm_kind
 from bitsweep.policies import Policy, Rule, make
 from bitsweep.spec import QuantSpec
 from bitsweep.transforms._channels import channels

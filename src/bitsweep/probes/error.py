@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference
-from bitsweep.fold import factor_since
+from bitsweep.models.fold import factor_since
 from bitsweep.models.offload import visiting
 from bitsweep.probes import check_counts
 from bitsweep.probes.perplexity import cut_text, text_identity

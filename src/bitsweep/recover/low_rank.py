@@ -16,11 +16,11 @@ from torch import Tensor
 from bitsweep.calibration import Calibration
 from bitsweep.calibration.statistics import Energy, Hessian, Statistic, values
 from bitsweep.errors import UserError
-from bitsweep.fold import factor_since
 from bitsweep.library import LibraryLinear
 from bitsweep.linear import QuantLinear
 from bitsweep.lowrank import Correction, factorize
 from bitsweep.models import Model
+from bitsweep.models.fold import factor_since
 from bitsweep.spec import Plan
 
 WEIGHTINGS: dict[str, type[Statistic] | None] = {

@@ -14,8 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 from bitsweep.errors import Refused
 from bitsweep.models import Model
+from bitsweep.models.norms import norm_kind
 from bitsweep.models.trace import Stamps, Trace, is_norm, join, stopped, trace
-from bitsweep.norms import norm_kind
 
 # fmt: off
 _KEEPS = frozenset((

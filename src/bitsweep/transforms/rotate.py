@@ -21,7 +21,7 @@ from bitsweep.errors import Refused, UserError
 from bitsweep.methods import seeded
 from bitsweep.models import Model
 from bitsweep.models.model import untie
-from bitsweep.norms import norm_kind
+from bitsweep.models.norms import norm_kind
 from bitsweep.transforms._channels import channels
 from bitsweep.transforms._folding import (
     bias_of,

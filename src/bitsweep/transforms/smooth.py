@@ -17,10 +17,10 @@ from torch import Tensor
 
 from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
-from bitsweep.fold import readers
 from bitsweep.models import Layer, Model
+from bitsweep.models.fold import readers
+from bitsweep.models.norms import norm_kind, norm_offset
 from bitsweep.models.trace import is_norm
-from bitsweep.norms import norm_kind, norm_offset
 from bitsweep.transforms._channels import channels
 from bitsweep.transforms._folding import (
     bias_of,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bitsweep.models import Model
+from bitsweep.models.norms import norm_offset
 from bitsweep.models.trace import is_norm
-from bitsweep.norms import norm_offset
 
 
 def readers(model: Model) -> dict[str, list[str]]:
