@@ -19,9 +19,9 @@ from bitsweep.linear import QuantLinear
 from bitsweep.methods.rtn import RTN, fit_clipped
 from bitsweep.models import Model, ModelSource, load
 from bitsweep.pruning import best, drop, linear_layers, prune
+from bitsweep.pruning.structure import channels_of, heads_of
 from bitsweep.recover.prune import Prune as PruneAfter
 from bitsweep.spec import LayerSpec, Plan, QuantSpec
-from bitsweep.structure import channels_of, heads_of
 from bitsweep.tensor import QuantTensor
 from bitsweep.transforms.prune import Prune
 

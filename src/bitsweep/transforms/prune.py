@@ -24,7 +24,7 @@ from bitsweep.errors import UserError
 from bitsweep.methods.gptq import inverse_factor
 from bitsweep.models import Model
 from bitsweep.pruning import OF, Pruning, best, prune
-from bitsweep.structure import Units
+from bitsweep.pruning.structure import Units
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from bitsweep.library import LibraryLinear
 from bitsweep.linear import QuantLinear, quantized
 from bitsweep.methods import finite_weight, seeded
 from bitsweep.models import Model
-from bitsweep.structure import Units, blocks_of, channels_of, heads_of, misfit
+from bitsweep.pruning.structure import Units, blocks_of, channels_of, heads_of, misfit
 
 SCORES = ("random", "magnitude", "wanda", "sparsegpt")
 OF = {"2:4": 4, "4:8": 8}
