@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from bitsweep.allocation import allocate
+from bitsweep.policies.allocation import allocate
 
 
 def instance(seed: int, units: int, options: int) -> tuple[list[list[int]], list[list[float]]]:

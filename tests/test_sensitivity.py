@@ -13,12 +13,12 @@ import pytest
 import records
 
 from bitsweep import report
+from bitsweep.policies.sensitivity import readings, scores
 from bitsweep.record import Delta, Metric, Record
 from bitsweep.report import page, seeds, sensitivity
 from bitsweep.report.frame import frame, whole
 from bitsweep.report.front import front
 from bitsweep.report.tables import primaries, sheets
-from bitsweep.sensitivity import readings, scores
 from bitsweep.store import Store
 
 LOSSES = {"embed": 0.9, "0.up": 0.5, "0.down": 0.3, "1.up": 0.2, "1.down": 0.1}

@@ -2,7 +2,7 @@
 
 The scores are Records of ``policy=only`` points, one for each layer and option; a new budget costs
 no new ones. Each layer takes the option that makes the sum of scores least under the budget
-(:mod:`bitsweep.allocation`). That losses add up is an assumption: the Record keeps the sum, so that
+(:mod:`bitsweep.policies.allocation`). That losses add up is an assumption: the Record keeps the sum, so that
 it stands beside what was measured.
 """
 
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from bitsweep.allocation import allocate
 from bitsweep.errors import Refused, UserError
+from bitsweep.policies.allocation import allocate
 from bitsweep.policies.choice import Asked, Choice, fit
 from bitsweep.policies.only import EACH, KINDS, short, targets
 from bitsweep.policies.rules import ALL_LINEAR, ROLES, Rule
+from bitsweep.policies.sensitivity import LOSS, Scores, scores
 from bitsweep.record import Record
-from bitsweep.sensitivity import LOSS, Scores, scores
 from bitsweep.spec import PER_TENSOR, QuantSpec
 from bitsweep.store import Store
 
