@@ -17,10 +17,10 @@ from bitsweep.methods.hqq import HQQ
 from bitsweep.methods.rtn import RTN
 from bitsweep.models import Model
 from bitsweep.policies import Policy, Rule
+from bitsweep.recover._tuning import Codes
 from bitsweep.recover.distill import Distill
 from bitsweep.spec import QuantSpec
 from bitsweep.tensor import QuantTensor
-from bitsweep.tuning import Codes
 
 W2 = QuantSpec(2, 32)
 FFN = Policy("ffn", (Rule(role="ffn"),))

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bitsweep.tuning import Tuning
+from bitsweep.recover._tuning import Tuning
 
 
 @dataclass(frozen=True)
 class Distill(Tuning):
-    """See :class:`bitsweep.tuning.Tuning`; the loss is the KL divergence to the teacher."""
+    """See :class:`bitsweep.recover._tuning.Tuning`; the loss is the KL divergence to the teacher."""
 
     version: ClassVar[int] = 1
     teacher: ClassVar[float] = 1.0
