@@ -25,7 +25,7 @@ from bitsweep.report.paper.pivot import make
 from bitsweep.report.paper.plot import pictures
 from bitsweep.report.sheet import latex
 from bitsweep.store import Store
-from bitsweep.strict import build as strict
+from bitsweep.typed import build as strict
 
 ROOT = Path(__file__).parents[1]
 PINS = dict(

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 
 from bitsweep.errors import UserError
-from bitsweep.strict import build, describe, fit, target
+from bitsweep.typed import build, describe, fit, target
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from bitsweep.methods import replace_layers
 from bitsweep.models import Model
 from bitsweep.policies import Policy, Rule, audit, make
 from bitsweep.spec import QuantSpec
-from bitsweep.strict import target
 from bitsweep.tensor import QuantTensor
 from bitsweep.transforms import Transform
+from bitsweep.typed import target
 
 FILES = sorted((Path(__file__).parents[1] / "conf" / "transforms").glob("*.yaml"))
 NAMES = [file.stem for file in FILES]

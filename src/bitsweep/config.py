@@ -21,7 +21,7 @@ from bitsweep.compose import compose, conf_dir, group_files, nearest, plain_conf
 from bitsweep.errors import UserError
 from bitsweep.point import Point, changed_options
 from bitsweep.spec import FULL_BITS, PER_CHANNEL, PER_TENSOR, InputSpec, QuantSpec
-from bitsweep.strict import build, fit, show, target
+from bitsweep.typed import build, fit, show, target
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -10,7 +10,7 @@ import yaml
 from bitsweep.axes import AXES, GROUPS, axis_choices
 from bitsweep.cli import VERBS
 from bitsweep.compose import conf_dir, experiments, group_files
-from bitsweep.strict import show
+from bitsweep.typed import show
 
 USAGE = {
     "run": """\

@@ -100,7 +100,7 @@ def make(name: str, config: Mapping[str, Any]) -> Data:
     Raises:
         UserError: an unknown key, a wrong type, a text without a path; the message names the key.
     """
-    from bitsweep.strict import build
+    from bitsweep.typed import build
 
     values = {key: value for key, value in config.items() if key not in (*SHORTHANDS, "name")}
     calibration = values.pop("calibration", None) or {}
@@ -120,7 +120,7 @@ def make(name: str, config: Mapping[str, Any]) -> Data:
 
 def make_text(name: str, config: Mapping[str, Any]) -> TextSource:
     """A TextSource from plain values; ``name`` holds where they give none of their own."""
-    from bitsweep.strict import build
+    from bitsweep.typed import build
 
     if config.get("path") is None:
         raise UserError(f"path=null: the text {name} needs a file; give data.path=FILE")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from bitsweep.compose import EXPERIMENTS, experiments
 from bitsweep.errors import UserError
-from bitsweep.strict import build
+from bitsweep.typed import build
 
 Width = Literal["column", "text"]
 Source = Literal["points", "timings"]
