@@ -21,7 +21,8 @@ def test_the_value_is_the_statistic_of_all_units_and_lies_in_the_interval():
 
 def test_equal_losses_have_a_ratio_of_exactly_one_without_width():
     loss, tokens = losses()
-    assert intervals.perplexity_ratio(loss, loss.copy(), tokens) == intervals.Interval(1.0, 1.0, 1.0)
+    same = intervals.perplexity_ratio(loss, loss.copy(), tokens)
+    assert same == intervals.Interval(1.0, 1.0, 1.0)
 
 
 def test_a_constant_difference_has_an_interval_without_width():

@@ -2,8 +2,8 @@
 
 The scores are Records of ``policy=only`` points, one for each layer and option; a new budget costs
 no new ones. Each layer takes the option that makes the sum of scores least under the budget
-(:mod:`bitsweep.policies.allocation`). That losses add up is an assumption: the Record keeps the sum, so that
-it stands beside what was measured.
+(:mod:`bitsweep.policies.allocation`). That losses add up is an assumption: the Record keeps the
+sum, so that it stands beside what was measured.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from bitsweep.recover._tuning import Tuning
 
 @dataclass(frozen=True)
 class Distill(Tuning):
-    """See :class:`bitsweep.recover._tuning.Tuning`; the loss is the KL divergence to the teacher."""
+    """See :class:`Tuning`; the loss is the KL divergence to the teacher."""
 
     version: ClassVar[int] = 1
     teacher: ClassVar[float] = 1.0

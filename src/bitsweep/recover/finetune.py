@@ -14,7 +14,7 @@ from bitsweep.recover._tuning import Tuning
 
 @dataclass(frozen=True)
 class Finetune(Tuning):
-    """See :class:`bitsweep.recover._tuning.Tuning`; the loss is the cross entropy of the next token."""
+    """See :class:`Tuning`; the loss is the cross entropy of the next token."""
 
     version: ClassVar[int] = 1
     teacher: ClassVar[float] = 0.0
