@@ -10,6 +10,7 @@ import json
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,13 @@ def url(tmp_path_factory: pytest.TempPathFactory, rows: list[Record]) -> str:
     text = page.render(table, "many", "Which?", records=rows, stores={"many": store})
     (folder / "index.html").write_text(text, encoding="utf-8")
     return f"file://{folder / 'index.html'}"
+
+
+def written(folder: Path, rows: list[Record]) -> str:
+    """The address of a page of these rows alone."""
+    path = folder / "index.html"
+    path.write_text(page.render(frame(rows), "some", records=rows), encoding="utf-8")
+    return f"file://{path}"
 
 
 def texts(browser: Browser, selector: str) -> list[str]:
@@ -286,6 +294,67 @@ def test_a_refused_point_says_why_when_its_cell_is_focused(browser: Browser, url
     assert "group_size=48 does not divide" in browser.run(
         "document.getElementById('maps-said').textContent"
     )
+
+
+def test_a_heat_map_of_many_methods_can_be_shown_whole(browser: Browser, tmp_path: Path) -> None:
+    numbers = records.quality("rtn", 4, 64, "uniform")
+    rows = [records.record(f"method {k}", 4, 64, metrics=numbers) for k in range(70)]
+    browser.open(written(tmp_path, rows), READY)
+    lines = "document.querySelectorAll('#maps tbody tr').length"
+    assert browser.run(lines) == 60
+    browser.click("#maps > button")
+    assert browser.run(lines) == 70
+
+
+def test_the_best_of_each_column_of_the_heat_map_is_framed(
+    browser: Browser, tmp_path: Path
+) -> None:
+    rows = [
+        records.record(method, 4, 64, metrics=records.quality(method, 4, 64, "uniform"))
+        for method in ("rtn", "hqq", "gptq")  # of rising quality: records.GAIN
+    ]
+    browser.open(written(tmp_path, rows), READY)
+    assert texts(browser, "#maps tr:has(.best) th") == ["gptq"]
+
+
+def test_a_reason_stands_once_in_an_open_row_and_leaves_the_names_their_room(
+    browser: Browser, tmp_path: Path
+) -> None:
+    rows = [
+        row
+        for row in records.grid()
+        if row.point["method"] == "rtn" and row.point["group_size"] == 64
+    ]
+    for row in rows:  # as long as one of several engines
+        for name, metric in row.metrics.items():
+            if metric.reason:
+                row.metrics[name] = replace(metric, reason=metric.reason + " and more" * 40)
+    browser.open(written(tmp_path, rows), READY)
+    browser.click("#table tbody tr:last-child button")  # 2 bits
+    browser.wait("!document.getElementById('panel').hidden")
+    said = browser.run("document.querySelector('#panel table').textContent")
+    assert said.count("no packed kernel") == 1
+    assert "and 2 more" in said
+    assert browser.run("document.querySelector('#panel table td').offsetWidth") > 120
+
+
+def test_filters_that_leave_nothing_say_so(browser: Browser, url: str) -> None:
+    browser.open(url + "#is.bits=7", READY)
+    assert browser.run(COUNT) == "0 of 999 points"
+    assert "no point that passes" in browser.run("document.querySelector('#chart').textContent")
+    browser.click("#clear")
+    assert browser.run(COUNT) == "999 points"
+    assert browser.complaints() == []
+
+
+def test_policies_stand_in_the_order_of_their_numbers(browser: Browser, tmp_path: Path) -> None:
+    names = ["budget 3 of 2,4", "budget 3.25 of 2,4", "budget 3.5 of 2,4", "budget 10 of 2,4"]
+    rows = [
+        records.record("rtn", 4, 64, name, metrics=records.quality("rtn", 4, 64, name))
+        for name in names[::-1]
+    ]
+    browser.open(written(tmp_path, rows), READY)
+    assert [text for text in texts(browser, "#filters .chip") if "budget" in text] == names
 
 
 def _hover_a_point(browser: Browser) -> None:

@@ -21,6 +21,17 @@ const cut = (text, most) => {
   return text.length > most ? text.slice(0, most - 1) + "…" : text;
 };
 const distinct = values => [...new Set(values)];
+// Numbers within texts by their size, decimals too: "budget 3.25" before "budget 3.5".
+const WORDS = new Intl.Collator("en");
+function natural(a, b) {
+  if (a === b) return 0;
+  const [p, q] = [a, b].map(text => String(text).split(/(\d+(?:\.\d+)?)/));
+  for (let k = 0; k < p.length && k < q.length; k++) {
+    const by = k % 2 ? p[k] - q[k] : WORDS.compare(p[k], q[k]);
+    if (by) return by;
+  }
+  return p.length - q.length;
+}
 const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const plural = (n, one, many = one + "s") => n.toLocaleString("en") + " " + (n === 1 ? one : many);
 

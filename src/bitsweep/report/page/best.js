@@ -8,21 +8,25 @@ function best() {
   const widths = new Map();
   for (const i of points) {
     const b = cell("bits", i),
-      key = b === null ? "mixed" : b;
+      key = b ?? (cell("policy", i) || "by layer");
     widths.set(key, [...(widths.get(key) || []), i]);
   }
   $("best-section").hidden = better === "none" || points.length < 2 || !widths.size;
   if ($("best-section").hidden) return;
   const sign = better === "higher" ? -1 : 1;
-  const order = [...widths.keys()].sort((a, b) => (a === "mixed" ? 1 : b === "mixed" ? -1 : b - a));
+  const mixed = key => typeof key === "string",
+    order = [...widths.keys()].sort((a, b) => mixed(a) - mixed(b) || (mixed(a) ? natural(b, a) : b - a));
+  const several = distinct(points.map(i => cell("policy", i))).length > 1,
+    weightsOf = i =>
+      [cell("weights", i), several && cell("bits", i) !== null && cell("policy", i)].filter(Boolean).join(" ");
   const size = ["file_mib"].filter(m => m in data.metrics),
     delta = data.metrics[y].delta;
   const heads = [
     "bits",
     "best by " + titleOf(y),
-    "weights",
+    several ? "weights, policy" : "weights",
     ...(delta ? ["change [95 %]"] : []),
-    titleOf(y),
+    "value",
     ...size.map(titleOf),
     "within its noise",
     "smallest of these",
@@ -47,9 +51,9 @@ function best() {
         onclick: () => openRow(i),
       });
     const cells = [
-      key === "mixed" ? "by layer" : String(key),
+      String(key),
       to(first),
-      cell("weights", first),
+      weightsOf(first),
       ...(delta ? [changeText(y, first)] : []),
       number(value(y, first)),
       ...size.map(m => number(value(m, first), 4)),
@@ -62,9 +66,9 @@ function best() {
             title: cell("label", least),
             onclick: () => openRow(least),
             text:
-              cut(cell("full", least), 40) +
+              cut(cell("full", least), 30) +
               " " +
-              cell("weights", least) +
+              weightsOf(least) +
               ", " +
               number(value("file_mib", least), 4) +
               " MiB",

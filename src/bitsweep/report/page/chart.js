@@ -95,6 +95,18 @@ function chart() {
       x1: 1,
       line: { ...dotted, width: 1 },
     });
+  if (!points.length) {
+    layout.xaxis.visible = false;
+    layout.annotations.push({
+      xref: "paper",
+      yref: "paper",
+      x: 0.5,
+      y: 0.75,
+      showarrow: false,
+      text: "no point that passes the filters has both numbers",
+      font: { size: 14, color: css("--soft") },
+    });
+  }
   if (phone)
     Object.assign(layout.yaxis, {
       tickfont: { size: 10.5 },

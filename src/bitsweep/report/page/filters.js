@@ -12,7 +12,7 @@ function values(axis) {
   return found.sort(
     (a, b) =>
       (a === "none") - (b === "none") ||
-      (numeric ? key(a) - key(b) : a.localeCompare(b, "en", { numeric: true })),
+      (numeric ? key(a) - key(b) : natural(a, b)),
   );
 }
 
@@ -31,7 +31,7 @@ function field(axis, chips) {
   return make(
     "fieldset",
     {},
-    make("legend", { text: titleOf(axis) }),
+    make("legend", { text: titleOf(axis), title: axis === "accepted" ? data.acceptance.line : null }),
     make("div", { class: "chips" }, ...chips),
   );
 }

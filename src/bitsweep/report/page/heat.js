@@ -29,6 +29,11 @@ function heat() {
     rows = view.rows.filter(i => inHeat(i));
   const names = heatMetrics();
   fill($("heat"), names, names.map(titleOf), metric);
+  $("heat-said").textContent =
+    "The change from full precision" +
+    (data.metrics[metric].delta === "ratio" ? " in per cent" : "") +
+    "; blue is better, red is worse, framed: the best of its column. " +
+    "Hatched: no number; its reason is on the cell.";
   const panels = new Map();
   for (const i of rows) {
     const key = [
@@ -48,7 +53,7 @@ function heat() {
     most = { panels: Infinity, lines: Infinity };
     heat();
   };
-  if (filled.length > most.panels || shown.some(made => made.dataset.cut))
+  if (filled.length > most.panels || shown.some(made => "cut" in made.dataset))
     shown.push(
       make("button", {
         type: "button",
@@ -86,6 +91,11 @@ function panel(title, rows, metric) {
         ...bits.map(b => make("td", {}, spot(own.get(b) || [], name, b, metric))),
       ),
     );
+  bits.forEach((_, k) => {
+    const own = lines.map(line => line.children[k + 1].firstChild).filter(cell => "worse" in cell.dataset);
+    const least = Math.min(...own.map(cell => cell.dataset.worse));
+    if (own.length > 1) own.find(cell => Number(cell.dataset.worse) === least).classList.add("best");
+  });
   return make(
     "div",
     { class: "wide", "data-cut": byName.size > most.lines },
@@ -120,6 +130,7 @@ function spot(rows, name, b, metric) {
       text: signed(middle) + (known.length > 1 ? " ×" + known.length : ""),
       title: said,
       "aria-label": said,
+      "data-worse": better === "higher" ? -middle : middle,
       style: "background:" + shade(middle, better),
       onclick: () => openRow(i),
     });

@@ -44,7 +44,7 @@ function scale(metric, base, values, phone) {
     ticks.sort((a, b) => a - b);
     const said = t =>
       (t > 0 ? "+" : "−") +
-      (Math.abs(t) >= 1e4 ? Math.abs(t).toExponential(0).replace("+", "") : Math.abs(t)) +
+      (Math.abs(t) > 1e6 ? Math.abs(t).toExponential(0).replace("+", "") : Math.abs(t).toLocaleString("en")) +
       " %";
     const name = t => {
       const v = number(base * (1 + t / 100), 4);

@@ -79,12 +79,16 @@ const two = (text, ends) =>
 
 function metricsOf(i) {
   const signatures = data.signatures.of[cell("model", i)] || {},
-    lines = [];
+    lines = [],
+    without = new Map(); // reason -> the metrics that it leaves empty
   for (const m of distinct([view.y, view.x, ...data.begin, ...Object.keys(data.metrics)])) {
     if (!(m in data.metrics)) continue;
     const v = value(m, i),
       why = reason(m, i);
-    if (v === null && !why) continue;
+    if (v === null) {
+      if (why) without.set(why, [...(without.get(why) || []), titleOf(m)]);
+      continue;
+    }
     const lo = value(m, i, "lo"),
       hi = value(m, i, "hi"),
       unit = data.metrics[m].unit;
@@ -104,18 +108,27 @@ function metricsOf(i) {
         "tr",
         {},
         name,
-        ...(v === null
-          ? [make("td", { class: "left", colspan: 2, text: why })]
-          : [
-              two(
-                number(v, 6) + (unit && !titleOf(m).includes(unit) ? " " + unit : ""),
-                lo === null ? "" : "[" + number(lo, 4) + ", " + number(hi, 4) + "]",
-              ),
-              two(...changeText(m, i).split(/ (?=\[)/)),
-            ]),
+        two(
+          number(v, 6) + (unit && !titleOf(m).includes(unit) ? " " + unit : ""),
+          lo === null ? "" : "[" + number(lo, 4) + ", " + number(hi, 4) + "]",
+        ),
+        two(...changeText(m, i).split(/ (?=\[)/)),
       ),
     );
   }
+  for (const [why, names] of without)
+    lines.push(
+      make(
+        "tr",
+        {},
+        make("td", {
+          class: "left",
+          text: names[0] + (names.length > 1 ? " and " + (names.length - 1) + " more" : ""),
+          title: names.join("; "),
+        }),
+        make("td", { class: "left", colspan: 2, text: why }),
+      ),
+    );
   if (!lines.length) return [];
   const head = make(
     "tr",

@@ -67,7 +67,7 @@ function bars() {
     ? "Rank correlation (Spearman) with " +
       own.titles[own.by] +
       ": " +
-      known.map(([n, r]) => own.titles[n] + " " + r.toFixed(2)).join(", ") +
+      known.map(([n, r]) => own.titles[n] + " " + r.toFixed(2).replace("-", "−")).join(", ") +
       "."
     : "";
 }
@@ -115,7 +115,7 @@ function depth() {
       ? "Drawn are " +
         own.length +
         ", those on or near the front first; " +
-        plural(rest, "more").replace("mores", "more") +
+        plural(rest, "more", "more") +
         " match."
       : "";
 }
@@ -173,7 +173,7 @@ function missing() {
   for (const i of view.rows) {
     const name = cell("label", i);
     if (!measured(i)) add(cell("status", i) + ": " + firstLine(cell("reason", i)), name);
-    else
+    else if (!reference(i))
       for (const why of distinct(
         Object.keys(data.reasons)
           .map(m => reason(m, i))
@@ -187,13 +187,14 @@ function missing() {
       make(
         "li",
         {},
-        make("b", { text: why }),
-        " " +
-          plural(names.length, "point") +
-          ": " +
-          names.slice(0, MOST_NAMES).join(", ") +
-          (names.length > MOST_NAMES ? " and " + plural(names.length - MOST_NAMES, "other") : "") +
-          ".",
+        make("b", { text: plural(names.length, "point") }),
+        " " + why,
+        make("div", {
+          class: "soft",
+          text:
+            names.slice(0, MOST_NAMES).join(", ") +
+            (names.length > MOST_NAMES ? " and " + plural(names.length - MOST_NAMES, "other") : ""),
+        }),
       ),
     ),
   );

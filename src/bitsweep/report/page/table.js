@@ -69,10 +69,7 @@ function order(rows) {
     if (q === null || q === undefined || q === "") return -1;
     p = rank(p);
     q = rank(q);
-    const by =
-      typeof p === "number" && typeof q === "number"
-        ? p - q
-        : String(p).localeCompare(String(q), "en", { numeric: true });
+    const by = typeof p === "number" && typeof q === "number" ? p - q : natural(p, q);
     return (up ? by : -by) || a - b;
   });
 }
@@ -81,21 +78,27 @@ function order(rows) {
 const widest = head =>
   Math.max(Math.ceil(head.length / 2.5), ...head.split(" ").map(word => word.length)) + 1;
 
+// Pixels of a text in a cell, in whatever font the reader has.
+function measure() {
+  const pen = document.createElement("canvas").getContext("2d");
+  pen.font = "13px " + getComputedStyle(document.body).fontFamily;
+  return text => pen.measureText(text).width;
+}
+
 function table() {
   shownColumns = state.columns || usualColumns();
   sorted = order(view.rows);
-  const sample = sorted.filter((_, k) => k % Math.ceil(sorted.length / 400) === 0);
-  const widths = shownColumns.map((name, c) =>
-    Math.min(
-      c === 0 && innerWidth < 700 ? 18 : 46,
-      Math.max(widest(headOf(name)), ...sample.map(i => shown(name, i).length)) + 1,
-    ),
-  );
+  const sample = sorted.filter((_, k) => k % Math.ceil(sorted.length / 400) === 0),
+    pixels = measure(),
+    digit = pixels("0");
+  const widths = shownColumns.map((name, c) => {
+    const longest = sample.map(i => shown(name, i)).reduce((a, b) => (b.length > a.length ? b : a), "");
+    const most = c === 0 && innerWidth < 700 ? 18 : 46;
+    return Math.ceil(Math.min(most * digit, Math.max(widest(headOf(name)) * digit, pixels(longest) + 8)) + 22);
+  });
   const [cols, head, body] = $("table").children;
-  cols.replaceChildren(
-    ...widths.map(w => make("col", { style: "width:" + (w * 7.4 + 22).toFixed(0) + "px" })),
-  );
-  $("table").style.width = widths.reduce((sum, w) => sum + w * 7.4 + 22, 0).toFixed(0) + "px";
+  cols.replaceChildren(...widths.map(w => make("col", { style: "width:" + w + "px" })));
+  $("table").style.width = widths.reduce((sum, w) => sum + w, 0) + "px";
   $("table").style.minWidth = "100%";
   const focused = document.activeElement?.closest?.("#table thead")
     ? document.activeElement.dataset.key
