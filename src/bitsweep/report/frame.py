@@ -270,10 +270,10 @@ def is_reference(row: Mapping[Any, Any]) -> bool:
     A point of the method full_precision may have a transform, a quantized cache or a recovery, or
     be a checkpoint that was quantized before.
     """
+    if row["method"] != REFERENCE:
+        return False
     given = [row[name] for name in CHANGED if name in row]
-    return bool(row["method"] == REFERENCE) and all(
-        value is None or value != value or value == "" for value in given
-    )
+    return all(value is None or value != value or value == "" for value in given)
 
 
 def references(frame: pd.DataFrame) -> pd.Series:

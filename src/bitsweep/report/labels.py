@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import pandas as pd
@@ -48,10 +49,8 @@ class Cells(Mapping[str, Any]):
         return self._columns[name][self._place]
 
     def get(self, name: str, default: Any = None) -> Any:
-        try:
-            return self._columns[name][self._place]
-        except KeyError:
-            return default
+        columns = self._columns
+        return columns[name][self._place] if name in columns.names else default
 
     def __contains__(self, name: object) -> bool:
         return name in self._columns.names
@@ -74,13 +73,9 @@ class _Columns(dict[str, list[Any]]):
     def __missing__(self, name: str) -> list[Any]:
         if name not in self.names:
             raise KeyError(name)
-        column = self._frame[name]
-        cells = column.astype(object).tolist()
-        if column.hasnans:
-            cells = [
-                None if gone else cell for cell, gone in zip(cells, column.isna(), strict=True)
-            ]
-        self[name] = cells
+        cells = self[name] = [
+            None if cell is pd.NA or cell != cell else cell for cell in self._frame[name].tolist()
+        ]
         return cells
 
 
@@ -105,35 +100,35 @@ def varying(frame: pd.DataFrame) -> list[str]:
     """Axes that take several values among one model's quantized points, beside the usual ones."""
     names = list(frame.columns)
     axes = names[names.index("model") : names.index("point_id")] if "point_id" in names else []
-    quantized = frame.loc[~references(frame), [*axes]]
-    once = {"calibration.seed"} if _alike(quantized, "calibration.seed", "seed") else set()
+    if not axes:
+        return []
+    taking = (~references(frame)).tolist()
+    cells = {axis: [*compress(frame[axis].tolist(), taking)] for axis in axes}
+    once = {"calibration.seed"} if _alike(cells, "calibration.seed", "seed") else set()
     beside = {*SPELLED_OUT, *IN_WEIGHTS, *once, *HARDWARE}
-    models = quantized["model"].tolist() if axes else []
-    return [a for a in axes if a not in beside and _several(models, quantized[a].tolist())]
+    return [a for a in axes if a not in beside and _several(cells["model"], cells[a])]
 
 
 def _several(models: Sequence[Any], values: Sequence[Any]) -> bool:
     """Whether one of the models has several values, by how they are written."""
-    if len({*map(type, values)} - {type(None)}) > 1:  # True and 1 are equal, and written otherwise
-        values = [_written(value) for value in values]
-    found: dict[Any, str] = {}
-    for model, value in set(zip(models, values, strict=True)):
-        text = _written(value)
-        if text is not None and found.setdefault(model, text) != text:
-            return True
+    kinds = {*map(type, values)} - {type(None), type(pd.NA)}
+    if len({*values} - {None, pd.NA}) < 2 and len(kinds) < 2:  # True and 1 are equal
+        return False
+    found: dict[Any, Any] = {}
+    for model, value in zip(models, values, strict=True):
+        if not missing(value):
+            first = found.setdefault(model, value)
+            if first is not value and str(first) != str(value):
+                return True
     return False
 
 
-def _written(value: Any) -> str | None:
-    return None if missing(value) else str(value)
-
-
-def _alike(frame: pd.DataFrame, axis: str, other: str) -> bool:
+def _alike(cells: Mapping[str, Sequence[Any]], axis: str, other: str) -> bool:
     """Whether ``axis`` says nothing that ``other`` does not."""
-    if axis not in frame or other not in frame:
+    if axis not in cells or other not in cells:
         return True
-    both = frame[frame[axis].notna()]
-    return all(str(a) == str(b) for a, b in zip(both[axis], both[other], strict=True))
+    both = zip(cells[axis], cells[other], strict=True)
+    return all(missing(one) or str(one) == str(two) for one, two in both)
 
 
 def method(row: Row, axes: Sequence[str] = ()) -> str:
@@ -208,10 +203,11 @@ def weights(row: Row) -> str:
     Behind it ``random`` where no training made them: a shape has no quality.
     """
     random = " random" if row.get("weights") == RANDOM else ""
-    return f"{_format(row)}{random}"
+    return f"{number_format(row)}{random}"
 
 
-def _format(row: Row) -> str:
+def number_format(row: Row) -> str:
+    """:func:`weights` without what made them."""
     if not missing(row.get("exported")):
         return str(row["exported"])
     if row["method"] == REFERENCE:

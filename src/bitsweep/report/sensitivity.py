@@ -28,6 +28,7 @@ PROXIES = {
 }
 PART = ("run_id", "model", "group", "kind", "part", "dirty")
 TRUTHS = {"loss": "Δ loss", "kl": "KL"}
+ENDS = ("", ".lo", ".hi")
 FEWEST = 4
 """Parts below which a rank correlation says nothing."""
 
@@ -38,35 +39,34 @@ def parts(frame: pd.DataFrame, own: Mapping[str, str]) -> pd.DataFrame:
     ``kind`` is layer, role or block; the rows of a group and kind stand in the model's order.
     ``own`` is each model's perplexity, of whose text its scores are.
     """
+    bounds = [f"{truth}{end}" for truth in TRUTHS for end in ENDS]
+    columns = [*PART, *bounds, *PROXIES]
+    if "only" not in frame:
+        return pd.DataFrame(columns=columns).astype(dict.fromkeys([*bounds, *PROXIES], float))
     axes = labels.varying(frame)
     found = []
-    for row in labels.rows(frame):
-        part = row.get("only")
-        if part is None or row["status"] != "ok":
-            continue
+    for row in labels.rows(frame[frame["only"].notna() & frame["status"].eq("ok")]):
+        part = row["only"]
         kind = part.partition(":")[0] if ":" in part else "layer"
         quality, text = _measured(row, own)
-        ends = {end: row.get(f"{quality}.delta{end}") for end in ("", ".lo", ".hi")}
+        ratios = (row.get(f"{quality}.delta{end}") for end in ENDS)
         found.append(
-            {
-                "run_id": row["run_id"],
-                "model": str(row["model"]),
-                "group": f"{labels.method(row, axes)} {labels.weights(row)}",
-                "kind": kind,
-                "part": part,
-                "dirty": row.get("dirty"),
-                **{f"loss{end}": v and math.log(v) for end, v in ends.items()},
-                "kl": row.get(f"kl_mean/{text}"),
-                "kl.lo": row.get(f"kl_mean/{text}.lo"),
-                "kl.hi": row.get(f"kl_mean/{text}.hi"),
-                **{name: row.get(name) for name in PROXIES},
-            }
+            (
+                row["run_id"],
+                str(row["model"]),
+                f"{labels.method(row, axes)} {labels.weights(row)}",
+                kind,
+                part,
+                row.get("dirty"),
+                *(ratio and math.log(ratio) for ratio in ratios),
+                *(row.get(f"kl_mean/{text}{end}") for end in ENDS),
+                *(row.get(name) for name in PROXIES),
+            )
         )
-    found.sort(key=lambda r: (r["model"], r["group"], r["kind"], _place(r["part"]), r["run_id"]))
-    bounds = [f"{truth}{end}" for truth in TRUTHS for end in ("", ".lo", ".hi")]
-    numbers = [*bounds, *PROXIES]
-    table = pd.DataFrame(found, columns=[*PART, *numbers])
-    return table.astype(dict.fromkeys(numbers, float))
+    # by model, group, kind, and the part's place
+    found.sort(key=lambda cells: (*cells[1:4], _place(cells[4]), cells[0]))
+    table = pd.DataFrame(found, columns=columns)
+    return table.astype(dict.fromkeys([*bounds, *PROXIES], float))
 
 
 def _measured(row: Row, own: Mapping[str, str]) -> tuple[str, str]:
