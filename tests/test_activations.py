@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from bitsweep import activations, policies
-from bitsweep.activations import FACTORS, InputQuantizer, Sample, quantile, restored, static_params
+from bitsweep.activations import ranges
+from bitsweep.activations.quantizer import AT_ONCE, InputQuantizer, adapt, counting, restored
+from bitsweep.activations.ranges import FACTORS, Sample, quantile, static_params
 from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration, CalibrationSpec
 from bitsweep.data import TextSource
@@ -114,7 +116,7 @@ def test_an_expert_without_tokens_has_nothing_to_quantize() -> None:
 def test_rows_are_the_same_however_many_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     x, quantizer = numbers(3, 5, 16), InputQuantizer(inputs(4, adaptive=(3, 4), threshold=0.02))
     whole = quantizer(x)
-    monkeypatch.setitem(activations.AT_ONCE, "cpu", 40)
+    monkeypatch.setitem(AT_ONCE, "cpu", 40)
     assert torch.equal(quantizer(x), whole)
 
 
@@ -151,7 +153,7 @@ def test_static_ranges_clip_what_calibration_never_saw() -> None:
 def test_the_ends_are_those_of_all_text_though_few_rows_are_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(activations, "SAMPLE_ROWS", 10)
+    monkeypatch.setattr(ranges, "SAMPLE_ROWS", 10)
     x = torch.arange(100.0).unsqueeze(1)
     sample = Sample(1, torch.device("cpu"))
     for part in x.split(7):
@@ -199,7 +201,7 @@ def test_a_token_takes_the_first_width_that_is_near_enough() -> None:
     x = torch.tensor([[0.0, 1.0, 3.0], [0.0, 0.5, 3.0]])
     for threshold, widths in ((0.02, [2, 4]), (0.03, [2, 2])):
         spec = inputs(2, adaptive=(2, 4), threshold=threshold)
-        assert activations.adapt(x, spec)[1].tolist() == widths
+        assert adapt(x, spec)[1].tolist() == widths
 
 
 @pytest.fixture(scope="module")
@@ -297,11 +299,11 @@ def test_the_average_of_spent_bits_weighs_layers_by_their_width(
     spec = inputs(4, adaptive=(4, 8), threshold=1e9)
     policy = Policy("down", (Rule(role="linear"), Rule(role="ffn.down", input_bits=8)))
     done = quantized(model, calibration, spec, policy)
-    with activations.counting(done) as spent:
+    with counting(done) as spent:
         logits(done, calibration)
     assert spent.average == pytest.approx((256 * 8 + 6 * 128 * 4) / (256 + 6 * 128))
     logits(done, calibration)
-    with activations.counting(quantized(model, calibration, inputs(8))) as nothing:
+    with counting(quantized(model, calibration, inputs(8))) as nothing:
         logits(done, calibration)
     assert nothing.average is None
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from bitsweep import engines, kv, policies
-from bitsweep.activations import restored
+from bitsweep.activations.quantizer import restored
 from bitsweep.models import Model
 from bitsweep.spec import Plan, QuantSpec
 

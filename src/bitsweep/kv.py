@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from bitsweep import formats
-from bitsweep.activations import learned, quantized_rows, restored, shares
+from bitsweep.activations import learned, shares
+from bitsweep.activations.quantizer import quantized_rows, restored
 from bitsweep.models import Model
 from bitsweep.spec import Plan, QuantSpec
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from bitsweep import activations, intervals
+from bitsweep import intervals
+from bitsweep.activations.quantizer import counting
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference, TextSource, stream, windows
 from bitsweep.errors import UserError
@@ -52,7 +53,7 @@ class Perplexity:
         for name, text in reference.data.texts.items():
             cut = cut_text(model, reference, text, self.tokens)
             protocol = {"probe": "perplexity", "version": self.version, **cut.protocol}
-            with activations.counting(model) as spent:
+            with counting(model) as spent:
                 scored = scores(model, cut.windows, KEPT_BYTES)
             reference.leave(model, f"log_probabilities/{name}", scored.log_probabilities)
             losses = scored.losses
