@@ -133,6 +133,7 @@ def _sensitivity(table: pd.DataFrame, own: Mapping[str, str], small: tuple[str, 
     ranked = table.sort_values(
         ["model", "group", "kind", by, "run_id"], ascending=[True, True, True, False, True]
     )
+    rows = labels.rows(ranked)
     lines = [
         Line(
             (
@@ -143,7 +144,7 @@ def _sensitivity(table: pd.DataFrame, own: Mapping[str, str], small: tuple[str, 
             ),
             row["model"],
         )
-        for row in labels.rows(ranked)
+        for row in rows
     ]
     heads = [f"{TRUTHS[name]}, nat/token [95 %]" for name in truths]
     columns = [c for c in table.columns if c != "dirty" and c.partition(".")[0]
@@ -154,7 +155,7 @@ def _sensitivity(table: pd.DataFrame, own: Mapping[str, str], small: tuple[str, 
         align=("l", "l", *_right(len(truths) + len(proxies))),
         lines=tuple(lines),
         columns=tuple(columns),
-        values=tuple(tuple(row[c] for c in columns) for row in labels.rows(ranked)),
+        values=rows.values(columns),
         notes=(f"Δ loss and KL of {texts}; the most sensitive first.",),
         small=small,
     )
@@ -169,7 +170,8 @@ def _correlation(table: pd.DataFrame, small: tuple[str, ...]) -> Sheet:
     ]
     lines, values = [], []
     for (model, group, kind), part in table.groupby(["model", "group", "kind"], sort=False):
-        found = [correlation(part[truth], part[proxy]) for truth, proxy in pairs]
+        own = {name: part[name] for name in (*TRUTHS, *PROXIES)}
+        found = [correlation(own[truth], own[proxy]) for truth, proxy in pairs]
         if any(value is not None for value in found):
             cells = ["" if value is None else f"{value:.2f}" for value in found]
             dirty = {"dirty": any(value is True for value in part["dirty"])}
