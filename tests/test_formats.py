@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitsweep import formats
 from bitsweep.errors import UserError
-from bitsweep.methods.rtn import quantize_clipped
+from bitsweep.methods.rtn import RTN
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, QuantSpec
 from bitsweep.tensor import QuantTensor
 
@@ -116,7 +116,7 @@ def test_clipping_by_squared_error_never_adds_any(spec: QuantSpec) -> None:
     if "scale" not in formats.get(spec.format).params_bits(spec):
         pytest.skip("has no range to clip")
     weight = weights(4)
-    plain, clipped = QuantTensor.quantize(weight, spec), quantize_clipped(weight, spec)
+    plain, clipped = QuantTensor.quantize(weight, spec), RTN(clip="mse").rows(weight, spec)
     assert error(clipped, weight) <= error(plain, weight)
 
 

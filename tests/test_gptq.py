@@ -15,7 +15,7 @@ from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Block, Calibration
 from bitsweep.calibration.statistics import Hessian
 from bitsweep.errors import UserError
-from bitsweep.linear import quantized_spec
+from bitsweep.linear import QuantLinear
 from bitsweep.methods.gptq import GPTQ, inverse_factor
 from bitsweep.models import Model
 from bitsweep.policies import Policy, Rule
@@ -327,7 +327,7 @@ def test_true_sequential_layers_see_what_those_before_them_became(
 
 
 def is_quantized(model: Model, name: str) -> bool:
-    return quantized_spec(model.get(name)) is not None
+    return isinstance(model.get(name), QuantLinear)
 
 
 def test_the_two_prefixes_differ_from_the_second_block_on(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from bitsweep.linear import QuantEmbedding, QuantLinear, quantized, quantized_spec
+from bitsweep.linear import QuantEmbedding, QuantLinear, quantized
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, QuantSpec
 from bitsweep.tensor import QuantTensor
 
@@ -135,9 +135,3 @@ def test_a_dense_weight_made_under_inference_mode_serves_training() -> None:
     x = random(1, 32).requires_grad_()
     module(x).sum().backward()
     assert x.grad is not None
-
-
-def test_only_a_quantized_module_has_a_spec() -> None:
-    dense = nn.Linear(32, 6)
-    assert quantized_spec(dense) is None
-    assert quantized_spec(quantized(QuantTensor.quantize(dense.weight, W4), dense)) == W4

@@ -12,7 +12,6 @@ from bitsweep.methods.rtn import (
     SHRINKS,
     draw,
     fit_clipped,
-    quantize_clipped,
     quantize_stochastic,
 )
 from bitsweep.spec import QuantSpec
@@ -25,7 +24,7 @@ def test_an_outlier_is_clipped_when_that_helps_the_rest() -> None:
     # 15 (1 - s)^2 + (3 - 2 s)^2, least at s = 21 / 19 = 1.105; of the grid 2 * k, 1.12 is nearest.
     weight = torch.tensor([[1.0] * 15 + [-3.0]])
     spec = QuantSpec(2, -1, True, scale_dtype="float32")
-    plain, clipped = QuantTensor.quantize(weight, spec), quantize_clipped(weight, spec)
+    plain, clipped = QuantTensor.quantize(weight, spec), RTN(clip="mse").rows(weight, spec)
     assert plain.dequantize()[0, 0] == 0
     assert clipped.dequantize()[0, 0] == pytest.approx(1.12)
 

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitsweep.spec import QuantSpec
 from bitsweep.tensor import QuantTensor
 
 
@@ -130,8 +129,3 @@ def quantized(quant: QuantTensor, like: nn.Module) -> nn.Module:
         module.input_quantizer = getattr(like, "input_quantizer", None)
         module.correction = getattr(like, "correction", None)
     return module.train(like.training)
-
-
-def quantized_spec(module: nn.Module) -> QuantSpec | None:
-    """What the weight of ``module`` was quantized to; None for a module in full precision."""
-    return module.quant.spec if isinstance(module, _Quantized) else None

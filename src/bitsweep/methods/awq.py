@@ -1,8 +1,9 @@
 """AWQ, activation-aware weight quantization (Lin, Tang, Tang, Yang, Dang, Gan & Han, 2023).
 
 Weights that meet large inputs matter most. Before rounding, their input channels are scaled up by
-``s`` and what feeds them is scaled down (equation 4; :mod:`bitsweep.models.fold`), which changes nothing
-but the grid they are rounded on. ``s`` is searched, for the layers that read one tensor together:
+``s`` and what feeds them is scaled down (equation 4; :mod:`bitsweep.models.fold`), which changes
+nothing but the grid they are rounded on. ``s`` is searched, for the layers that read one tensor
+together:
 
     s = argmin_ratio  || Q(W diag(s)) diag(s)^-1 X - W X ||^2,    s = mean|X|^ratio        (5)
 
@@ -64,9 +65,9 @@ class AWQ:
     together: attention for query, key and value; the feed-forward for gate and up; for a single
     layer itself, where the error is ``tr((W - Q) H (W - Q)^T)`` and every token counts. Inputs
     come from the full-precision model, in the authors' code and llm-compressor's as well. Channels
-    move across every edge that can take a factor (:func:`bitsweep.models.fold.edges`), so not from a
-    value to ``attention.out`` with grouped heads, nor behind a GELU; such layers are clipped only.
-    Layers of the group that are not planned are folded, too: for them nothing changes.
+    move across every edge that can take a factor (:func:`bitsweep.models.fold.edges`), so not from
+    a value to ``attention.out`` with grouped heads, nor behind a GELU; such layers are clipped
+    only. Layers of the group that are not planned are folded, too: for them nothing changes.
 
     Where implementations differ:
 

@@ -143,11 +143,6 @@ def draw(groups: Tensor, params: Params, spec: QuantSpec, generator: torch.Gener
     return order.gather(-1, place).to(torch.uint8)
 
 
-def quantize_clipped(weight: Tensor, spec: QuantSpec) -> QuantTensor:
-    """Round ``weight`` ``(out, in)``, each group on the range with the least squared error."""
-    return QuantTensor.quantize(weight, spec, formats.fit(weight, spec, how=fit_clipped))
-
-
 def fit_clipped(
     family: Family,
     groups: Tensor,

@@ -30,7 +30,8 @@ class Model:
     transform a digest with that transform in it. ``masks`` bool ``(out, in)`` by layer: where it
     is False the weight was pruned, is 0, and stays 0 whatever is done to the layer afterwards.
     ``transformed`` are the names of the transforms done to it, in order. ``folded``, by layer, are
-    the factors of rows ``(out,)`` and columns ``(in,)`` that :mod:`bitsweep.models.fold` gave its weight.
+    the factors of rows ``(out,)`` and columns ``(in,)`` that :mod:`bitsweep.models.fold` gave its
+    weight.
     A skeleton is a Model whose ``module`` lies on the meta device.
     A shape (``source.random_weights``) has no ``tokenizer``, as no text ever meets it.
     """
