@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -277,3 +278,12 @@ def test_exit_code_reaches_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "bitsweep: bitz=4: no such key; did you mean bits?\n"
     assert time.perf_counter() - started < 60
+
+
+def test_leaving_does_not_look_through_all_that_was_imported() -> None:
+    try:
+        with pytest.raises(SystemExit):
+            cli.main(["--version"])
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

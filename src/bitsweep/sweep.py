@@ -22,7 +22,7 @@ from bitsweep.grid import expand, literal
 from bitsweep.policies.only import EACH, Only, targets
 from bitsweep.progress import Progress
 from bitsweep.record import Record
-from bitsweep.store import Store
+from bitsweep.store import Store, uncollected
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -63,6 +63,7 @@ class Outcome:
         return self.error is not None or any(r.status == "failed" for r in self.records)
 
 
+@uncollected()
 def survey(
     config_loader: Any,
     master: DictConfig,
@@ -293,6 +294,7 @@ class Session:
             raise UserError(outcome.error)
         return outcome.records
 
+    @uncollected()
     def settle(self, job: Job) -> Candidate:
         """Check one point and say what becomes of it."""
         config.check(job, self.artifacts)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from bitsweep import cli
 from bitsweep.commands.launch import check_paper, named, parser
 from bitsweep.compose import CONFIG_NAME, experiment_overrides, hydra_app, normal, one_line_errors
+from bitsweep.composer import Composer
 from bitsweep.probes import needs
 from bitsweep.progress import duration
 from bitsweep.store import Store
@@ -67,7 +68,7 @@ def _survey(overrides: list[str], config_dir: str | None, artifacts: Artifacts) 
             overrides=[*overrides, "hydra.mode=MULTIRUN"],
             run_mode=RunMode.MULTIRUN,
         )
-        return survey(hydra.config_loader, master, overrides, artifacts, config_dir)
+        return survey(Composer(hydra.config_loader), master, overrides, artifacts, config_dir)
 
 
 def _print(candidates: Sequence[Candidate], artifacts: Artifacts) -> None:

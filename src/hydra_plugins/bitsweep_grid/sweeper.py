@@ -30,40 +30,11 @@ ConfigStore.instance().store(
 )
 
 
-class Remembering:
-    """Hydra's config loader, composing no point twice: the session asks first, the launcher then.
-
-    Composing is most of what a point costs outside its measuring.
-    """
-
-    def __init__(self, loader: Any) -> None:
-        self.loader = loader
-        self.composed: dict[tuple[str, ...], DictConfig] = {}
-
-    def load_sweep_config(self, master: DictConfig, overrides: list[str]) -> DictConfig:
-        """Compose, or give away what was composed: a launcher writes its job number into it."""
-        known = self.composed.pop(tuple(overrides), None)
-        if known is None:
-            known = self.loader.load_sweep_config(master, overrides)
-            self.composed[tuple(overrides)] = known
-        return known
-
-    def keep(self, chosen: Sequence[Sequence[str]]) -> None:
-        """Forget all other points: some launchers send this object to other processes."""
-        wanted = {tuple(overrides) for overrides in chosen}
-        self.composed = {key: value for key, value in self.composed.items() if key in wanted}
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # while unpickling
-            raise AttributeError(name)
-        return getattr(self.loader, name)
-
-
 class GridSweeper(Sweeper):
     """Asks the task (a ``bitsweep.sweep.Session``) which points to launch; any launcher does it."""
 
     def __init__(self) -> None:
-        self.loader: Remembering | None = None
+        self.loader: Any = None
         self.config: DictConfig | None = None
         self.session: Any = None
         self.launcher: Launcher | None = None
@@ -71,7 +42,9 @@ class GridSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        self.loader = Remembering(hydra_context.config_loader)
+        from bitsweep.composer import Composer
+
+        self.loader = Composer(hydra_context.config_loader)
         self.config, self.session = config, task_function
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=HydraContext(self.loader, hydra_context.callbacks),
@@ -81,10 +54,8 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
         """Launch the points that are valid, not equal to another, and not done."""
-        assert self.loader is not None
         assert self.launcher is not None
         chosen = self.session.choose(self.loader, self.config, arguments)
-        self.loader.keep(chosen)
         if not chosen:
             return []
         returns = self.launcher.launch(chosen, initial_job_idx=0)
