@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitsweep import formats
 from bitsweep.activations.quantizer import restored
+from bitsweep.calibration.statistics import Spaced
 from bitsweep.spec import InputSpec
 
 SAMPLE_ROWS = 4096
@@ -27,29 +28,22 @@ A few channels of a language model reach a hundred times as far as the others (L
 
 
 class Sample:
-    """Evenly spaced rows of a layer's inputs, and the ends of each column over all of them.
-
-    Every ``2**k``-th row is kept, k growing so that there are at most :data:`SAMPLE_ROWS`.
-    """
+    """Up to :data:`SAMPLE_ROWS` of a layer's inputs, and the ends of each column over all."""
 
     def __init__(self, features: int, device: torch.device) -> None:
         self.low = torch.full((features,), torch.inf, device=device)
         self.high = torch.full((features,), -torch.inf, device=device)
-        self._kept: list[Tensor] = []
-        self._step, self._seen = 1, 0
+        self._rows = Spaced(SAMPLE_ROWS, features, device)
 
     def add(self, inputs: Tensor) -> None:
         inputs = inputs.float()
         self.low = torch.minimum(self.low, inputs.amin(0))
         self.high = torch.maximum(self.high, inputs.amax(0))
-        self._kept.append(inputs[-self._seen % self._step :: self._step].clone())
-        self._seen += len(inputs)
-        while sum(map(len, self._kept)) > SAMPLE_ROWS:
-            self._kept, self._step = [self.value()[::2]], 2 * self._step
+        self._rows.add(inputs)
 
     def value(self) -> Tensor:
         """The rows kept, float32 ``(rows, in)``."""
-        return torch.cat(self._kept)
+        return self._rows.value()
 
 
 def static_params(sample: Sample, spec: InputSpec) -> dict[str, Tensor]:

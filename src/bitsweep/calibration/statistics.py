@@ -56,6 +56,25 @@ class Energy:
         return (self._sum / max(1, self._tokens)).float()
 
 
+class Spaced:
+    """At most ``limit`` evenly spaced rows of what streams by: every ``2**k``-th, k growing."""
+
+    def __init__(self, limit: int, features: int, device: torch.device) -> None:
+        self._limit = limit
+        self._kept = [torch.empty(0, features, device=device)]
+        self._step, self._seen = 1, 0
+
+    def add(self, inputs: Tensor) -> None:
+        self._kept.append(inputs[-self._seen % self._step :: self._step].float().clone())
+        self._seen += len(inputs)
+        while sum(map(len, self._kept)) > self._limit:
+            self._kept, self._step = [self.value()[::2]], 2 * self._step
+
+    def value(self) -> Tensor:
+        """The rows kept, float32 ``(rows, features)``."""
+        return torch.cat(self._kept)
+
+
 def values(found: Mapping[str, Statistic]) -> dict[tuple[str, ...], Tensor]:
     """What each statistic of ``found``, by layer, comes to; by the layers that share it."""
     readers: dict[int, list[str]] = {}

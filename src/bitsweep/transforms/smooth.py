@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bitsweep.calibration import Calibration
+from bitsweep.calibration.statistics import Spaced
 from bitsweep.errors import UserError
 from bitsweep.models import Layer, Model
 from bitsweep.models.fold import readers
@@ -56,23 +57,18 @@ class AbsMax:
 
 
 class AbsMaxAndSample(AbsMax):
-    """Row 0: the largest magnitude of each channel; then up to ``SAMPLE`` inputs, evenly spread."""
+    """Row 0: the largest magnitude of each channel; then up to ``SAMPLE`` inputs."""
 
     def __init__(self, features: int, device: torch.device) -> None:
         super().__init__(features, device)
-        self.rows = torch.empty(0, features, device=device)
-        self.stride, self.seen = 1, 0
+        self.rows = Spaced(SAMPLE, features, device)
 
     def add(self, inputs: Tensor) -> None:
         super().add(inputs)
-        first = -self.seen % self.stride
-        self.rows = torch.cat([self.rows, inputs[first :: self.stride].float()])
-        self.seen += len(inputs)
-        while len(self.rows) > SAMPLE:
-            self.rows, self.stride = self.rows[::2], 2 * self.stride
+        self.rows.add(inputs)
 
     def value(self) -> Tensor:
-        return torch.cat([super().value(), self.rows])
+        return torch.cat([super().value(), self.rows.value()])
 
 
 @dataclass(frozen=True)
