@@ -85,4 +85,4 @@ def test_a_prompt_without_room_for_the_answer_is_refused(model, tmp_path, artifa
 
 def test_an_unknown_way_to_chat_is_refused(model, tmp_path, artifacts):
     with pytest.raises(UserError, match="use auto or never"):
-        Generation(chat="always")(model, reference(model, tmp_path, artifacts))
+        Generation(chat="always")

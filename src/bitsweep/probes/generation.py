@@ -47,14 +47,14 @@ class Generation:
 
     def __post_init__(self) -> None:
         check_counts("generation", self, "limit")
+        if self.chat not in ("auto", "never"):
+            raise UserError(f"probes.generation.chat={self.chat}: use auto or never")
 
     def identity(self, data: Data, artifacts: Artifacts) -> dict[str, Any]:
         tasks = {name: task.identity(artifacts) for name, task in data.tasks.items()}
         return {"limit": self.limit, "chat": self.chat, "tasks": tasks}
 
     def __call__(self, model: Model, reference: Reference) -> Measurement:
-        if self.chat not in ("auto", "never"):
-            raise UserError(f"probes.generation.chat={self.chat}: use auto or never")
         measurement = Measurement([])
         for task in reference.data.tasks.values():
             items = task.items(reference.artifacts)[: self.limit]
