@@ -214,9 +214,8 @@ class Product(nn.Module):
         rows, columns = codes.shape
         self.extra_columns = max(0, COLUMNS - columns)
         self.rows = max(OUTPUTS // rows + 1, 2 if columns == SLOW_COLUMNS else 1)
-        codes = F.pad(
-            codes, (0, self.extra_columns)
-        ).contiguous()  # qlinear_prepack reads no strides
+        codes = F.pad(codes, (0, self.extra_columns))
+        codes = codes.contiguous()  # qlinear_prepack reads no strides
         self.register_buffer("codes", torch.ops.onednn.qlinear_prepack(codes, None))
         self.register_buffer("scale", scale)
         self.register_buffer("no_zeros", torch.zeros(rows, dtype=torch.int32))

@@ -1,8 +1,7 @@
 """Size by what is stored, not by nominal bits: a group's scales and zeros are weights' bytes too.
 
-The rule (design.md section 6): codes packed without a gap, scales, zeros, codebooks and
-permutations as their format keeps them, every other tensor at the width it needs, a tied pair once.
-MiB is 2**20 bytes.
+The rule: codes packed without a gap; scales, zeros, codebooks and permutations as their format
+keeps them; every other tensor at the width it needs; a tied pair once. MiB is 2**20 bytes.
 """
 
 from __future__ import annotations

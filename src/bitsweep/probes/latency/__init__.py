@@ -2,7 +2,7 @@
 
 A time is one of an engine that executes the point's own codes; a point without such an engine has
 empty cells with the engine's reason. (Rivals time dequantized weights, fold prefill into the time
-per token, or subtract one run from another; peers.md P16 to P18.)
+per token, or subtract one run from another.)
 
 In one process, round by round, each model takes its turn: the point, bf16, fp32, and bf16 once
 more. A turn is a prefill of a fixed prompt, then a fixed number of tokens on its cache, each timed
