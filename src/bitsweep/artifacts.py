@@ -27,36 +27,24 @@ DISK_CAP_BYTES = 20 * 2**30
 MEMORY_CAP_BYTES = 4 * 2**30
 
 
-ATOMS = frozenset({str, int, bool, type(None)})
-
-
 def plain(value: Any) -> Any:
     """``value`` as JSON types: dataclasses become dicts that also name their class's fields."""
-    kind = type(value)
-    if kind in ATOMS:  # these four first: a report has millions of values
+    if value is None or isinstance(value, (str, int, bool)):
         return value
-    if kind is float and math.isfinite(value):
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} has no canonical form")
         return int(value) if value.is_integer() else value
-    if kind is dict:
-        return {str(k): v if type(v) in ATOMS else plain(v) for k, v in value.items()}
-    if kind is list:
-        return [plain(item) for item in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, (set, frozenset)):
         return sorted(plain(item) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"{value} has no canonical form")
-        return int(value) if value.is_integer() else value
-    if value is None or isinstance(value, (str, int, bool)):
-        return value
     raise TypeError(f"{type(value).__name__} has no canonical form")
 
 
