@@ -36,12 +36,16 @@ def of(frame: pd.DataFrame, records: Sequence[Record]) -> dict[str, Any]:
         and (record.run_id in shown or record.kind == "timing")
     ]
     shared: dict[str, int] = {}
+    seen: dict[str, int] = {}
     encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str).encode
 
     def share(value: Mapping[str, Any] | None) -> int:
         if not value:
             return -1
-        return shared.setdefault(encode(value), len(shared))
+        text = encode(value)
+        if text not in seen:
+            seen[text] = shared.setdefault(encode(_plain(value)), len(shared))
+        return seen[text]
 
     found = {
         "row": [rows[record.experiment, record.point_id] for record in own],
@@ -55,7 +59,7 @@ def of(frame: pd.DataFrame, records: Sequence[Record]) -> dict[str, Any]:
         "peak": [_peak(record) for record in own],
         "made": [share({k: record.provenance.get(k) for k in SHARED}) for record in own],
         "model": [share(_model(record)) for record in own],
-        "calibration": [share(_plain(record.calibration)) for record in own],
+        "calibration": [share(record.calibration) for record in own],
         "plan": [share(_plan(record)) for record in own],
     }
     return {**found, "shared": [json.loads(text) for text in shared]}
@@ -68,14 +72,12 @@ def without_paths(command: Any) -> str | None:
     return PATH.sub(lambda found: f"…/{plain(found[0])}", str(command))
 
 
-def _plain(value: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {
-        key: plain(item) if isinstance(item, str) else item for key, item in (value or {}).items()
-    }
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: plain(item) if isinstance(item, str) else item for key, item in value.items()}
 
 
 def _model(record: Record) -> dict[str, Any]:
-    return {"name": record.point.get("model"), **_plain(record.model)} if record.model else {}
+    return {"name": record.point.get("model"), **record.model} if record.model else {}
 
 
 def _plan(record: Record) -> dict[str, Any]:

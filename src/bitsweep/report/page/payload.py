@@ -215,7 +215,8 @@ def _numbers(frame: pd.DataFrame, name: str, ends: Sequence[str]) -> dict[str, l
 
 def _rounded(column: pd.Series, digits: int) -> list[float | None]:
     values = column.to_numpy(dtype=float, na_value=np.nan).tolist()
-    return [float(f"{v:.{digits}g}") if v == v else None for v in values]
+    shown = f"%.{digits}g".__mod__
+    return [float(shown(v)) if v == v else None for v in values]
 
 
 def _accepted(frame: pd.DataFrame) -> dict[str, Any]:
