@@ -57,6 +57,31 @@ def test_a_file_that_is_no_record_is_named(tmp_path):
         store.records()
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("point", None), ("metrics", []), ("provenance", None), ("status", "odd")]
+)
+def test_a_record_with_a_field_of_another_kind_is_none(tmp_path, field, value):
+    store = Store(tmp_path)
+    store.put(record(), [])
+    body = json.loads(store.record_path("a" * 64).read_text())
+    store.record_path("a" * 64).write_text(json.dumps(body | {field: value}))
+    with pytest.raises(UserError, match=f"another kind: {field}"):
+        store.records()
+    store.record_path("a" * 64).write_text("[1, 2]")
+    with pytest.raises(UserError, match="no fields"):
+        store.records()
+
+
+@pytest.mark.parametrize("damage", [lambda body: body[:20], lambda _: b"version https://git-lfs"])
+def test_damaged_details_are_named(tmp_path, damage):
+    store = Store(tmp_path)
+    store.put(record(), [{"text": "a"}])
+    path = store.details_path("a" * 64)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=rf"{path.name}: no whole details .* move it away"):
+        list(store.details("a" * 64))
+
+
 def test_a_file_that_is_no_record_is_warned_of_and_the_others_are_read(tmp_path):
     store = Store(tmp_path)
     store.put(record(), [])

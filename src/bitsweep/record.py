@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 SCHEMA = 1
 
@@ -107,17 +107,32 @@ class Record:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Record:
-        """Read strictly. Raises ValueError for another schema, a missing or an unknown field."""
+        """Read strictly. Raises ValueError for another schema, and for a field that is missing,
+        unknown or of another kind."""
+        if not isinstance(value, Mapping):
+            raise ValueError("it holds no fields")
         if value.get("schema") != SCHEMA:
             raise ValueError(f"schema {value.get('schema')} is not {SCHEMA}")
         if value.keys() != FIELDS.keys():
             odd = sorted(value.keys() ^ FIELDS.keys())
             raise ValueError(f"fields missing or unknown: {', '.join(odd)}")
+        odd = [name for name, kinds in KINDS.items() if not isinstance(value[name], kinds)]
+        odd += [
+            k for k, kind in (("kind", Kind), ("status", Status)) if value[k] not in get_args(kind)
+        ]
+        if odd:
+            raise ValueError(f"fields of another kind: {', '.join(odd)}")
         return cls(**{**value, "metrics": _unfolded(value["metrics"])})
 
 
 FIELDS = {f.name: f for f in fields(Record) if f.init}
 """Those of a Record that its file has."""
+KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("run_id", "point_id", "experiment"), (str,)),
+    **dict.fromkeys(("point", "model", "plan", "metrics", "timings", "provenance"), (dict,)),
+    "calibration": (dict, type(None)),
+}
+"""What the readers of a Record take for granted of them."""
 
 
 def _folded(metrics: Mapping[str, Metric]) -> dict[str, Any]:

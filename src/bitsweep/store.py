@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -134,13 +135,20 @@ class Store:
         return []
 
     def details(self, run_id: str) -> Iterator[dict[str, Any]]:
-        """The rows of detail of one Record; none where it has none."""
+        """The rows of detail of one Record; none where it has none.
+
+        Raises:
+            UserError: the file was cut short or is another; everything works without it.
+        """
         path = self.details_path(run_id)
         if not path.exists():
             return
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)
+        try:
+            with gzip.open(path, "rt", encoding="utf-8") as file:
+                for line in file:
+                    yield json.loads(line)
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise UserError(f"{path}: no whole details ({error}); move it away") from error
 
     def find(self, prefix: str) -> list[Record]:
         """Records whose run_id or point_id starts with ``prefix``."""
