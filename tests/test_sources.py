@@ -30,6 +30,17 @@ def test_rows_of_json_lines_are_joined_by_a_blank_line(tmp_path, memory):
     assert TextSource("a", path, field="story", join=" ", rows=2).text(memory) == "one two"
 
 
+def test_a_line_of_json_ends_at_a_newline_alone(tmp_path, memory):
+    lines = '{"story": "a\u2028b"}\n{"story": "c\u0085d"}\n'  # JSON allows both inside a string
+    path = write(tmp_path / "a.jsonl", lines)
+    assert TextSource("a", path, field="story", join="|").text(memory) == "a\u2028b|c\u0085d"
+
+
+def test_a_cell_of_a_csv_keeps_its_lines(tmp_path, memory):
+    path = write(tmp_path / "a.csv", 'story\n"one\ntwo"\nthree\n')
+    assert TextSource("a", path, field="story", join="|").text(memory) == "one\ntwo|three"
+
+
 def test_folding_leaves_one_newline_of_each_run(tmp_path, memory):
     path = write(tmp_path / "a.txt", "a\n\nb\n\n\nc\nd")
     assert TextSource("a", path, fold_newlines=True).text(memory) == "a\nb\nc\nd"
@@ -74,7 +85,9 @@ def test_the_generated_text_is_the_same_from_the_cache(tmp_path):
         ("missing.txt", None, {}, "no such file"),
         ("empty.txt", " \n\n", {}, "is empty"),
         ("a.jsonl", '{"story": "one"}\n', {}, "field=text: .* it has story"),
-        ("a.jsonl", "Once upon a time\n", {}, "is not JSON"),
+        ("a.jsonl", "Once upon a time\n", {}, "line 1 of a is not JSON"),
+        ("a.jsonl", '{"text": "one"}\n\n{"text": two}\n', {}, "line 3 of a is not JSON"),
+        ("a.json", '[{"text": "one"},\n{"text": two}]', {}, "line 2 of a is not JSON"),
     ],
 )
 def test_what_can_not_be_read_is_one_line(tmp_path, memory, name, content, options, message):

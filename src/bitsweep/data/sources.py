@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -198,20 +199,30 @@ def table_rows(
 
 
 def file_rows(name: str, path: str) -> Iterator[Mapping[str, Any]]:
-    """Rows of a ``.jsonl``, ``.json`` (a list) or ``.csv`` file."""
+    """Rows of a ``.jsonl``, ``.json`` (a list) or ``.csv`` file.
+
+    Only a newline ends a line: U+2028 and its like may stand inside a string of JSON.
+    """
     text = _decoded(name, path)
     suffix = Path(path).suffix
     if suffix == ".csv":
-        yield from csv.DictReader(text.splitlines())
+        yield from csv.DictReader(io.StringIO(text, newline=""))
         return
+    if suffix == ".json":
+        yield from _json(text, 1, name, path)
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield _json(line, number, name, path)
+
+
+def _json(text: str, line: int, name: str, path: str) -> Any:
+    """The value of ``text``, which begins at ``line`` of the file."""
     try:
-        if suffix == ".json":
-            yield from json.loads(text)
-        else:
-            yield from (json.loads(line) for line in text.splitlines() if line.strip())
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"path={path}: line {error.lineno} of {name} is not JSON ({error.msg}); "
+            f"path={path}: line {line + error.lineno - 1} of {name} is not JSON ({error.msg}); "
             "one object a line, or use a .txt file"
         ) from error
 
