@@ -22,6 +22,6 @@ Positions follow from the length of the past. Everything that is not quantized i
 checkpoint in 16 bits: onnxruntime's and OpenVINO's CPU kernels compute in it.
 """
 
-from bitsweep.graph.tracing import Hole, fill, missing, trace
+from bitsweep.graph.tracing import Hole, fill, trace
 
-__all__ = ["Hole", "fill", "missing", "trace"]
+__all__ = ["Hole", "fill", "trace"]

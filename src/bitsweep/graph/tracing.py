@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import inspect
 import io
 import logging
@@ -64,14 +63,6 @@ class Hole(nn.Module):
         if self.bias is not None:
             output = output + self.bias
         return output
-
-
-def missing(*libraries: str) -> str | None:
-    """Which of the libraries that write and run ONNX graphs is not installed, or None."""
-    for library in ("onnx", "onnxscript", *libraries):
-        if importlib.util.find_spec(library) is None:
-            return library
-    return None
 
 
 def trace(model: Model, last_only: bool = False) -> ir.Model:
