@@ -39,6 +39,15 @@ def test_quality_and_timing_of_a_point_are_one_row():
     assert (table.loc[0, "engine"], table.loc[0, "threads"]) == ("torch_int4", 2)
 
 
+def test_an_axis_that_only_some_records_know_is_an_axis():
+    """Axes stand before ``point_id``: by that names, filters and figures find them."""
+    old, new = records.record("rtn", 4), records.record("rtn", 8, input="8")
+    for name in ("input", "kv"):
+        old.point.pop(name, None)
+    columns = list(frame([old, new]).columns)
+    assert columns.index("input") < columns.index("point_id")
+
+
 def test_a_second_machine_has_columns_of_its_own():
     timed = []
     for device, bits in (("laptop", 4), ("laptop", 8), ("server", 4)):

@@ -8,6 +8,7 @@ holds what belongs to a column rather than to a cell: unit, direction, kind of d
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -66,7 +67,8 @@ def _current(records: Sequence[Record]) -> list[Record]:
     a measured point by its checkpoint and plan, so neither overwrites the other)."""
 
     def columns(record: Record) -> tuple[str, str]:
-        return record.experiment, repr(sorted(record.point.items()))
+        plain = {name: value for name, value in record.point.items() if name != "label"}
+        return record.experiment, repr(sorted(plain.items()))
 
     measured = {columns(r) for r in records if r.kind == "quality" and r.status == "ok"}
     return [r for r in records if r.status != "refused" or columns(r) not in measured]
@@ -302,7 +304,11 @@ def _order(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The union of the rows' columns, each where it first appears; None where a row has none."""
+    """The union of the rows' columns, each where it first appears; None where a row has none.
+
+    An axis that only later rows have (Records of an experiment that knew it) is an axis still, and
+    stands before ``point_id``.
+    """
     found: dict[str, list[Any]] = {}
     for place, row in enumerate(rows):
         for name, value in row.items():
@@ -310,7 +316,13 @@ def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
             if column is None:
                 column = found[name] = [None] * len(rows)
             column[place] = value
-    return found or {"experiment": [], "status": []}
+    axes = {name for row in rows for name in itertools.takewhile(_is_axis, row)}
+    first = {name: column for name, column in found.items() if name in axes}
+    return first | found or {"experiment": [], "status": []}
+
+
+def _is_axis(name: str) -> bool:
+    return name != "point_id"
 
 
 def _typed(values: list[Any]) -> pd.Series:
