@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import records
@@ -74,6 +75,35 @@ def said(metrics: list[Metric], timing: list[Metric] | None = None) -> dict[str,
 )
 def test_the_interval_decides_how_sure_a_verdict_is(value, lo, hi, verdict) -> None:
     assert Check("bleu", 2.0, False, Estimate(value, lo, hi)).verdict == verdict
+
+
+def test_surely_is_wrong_of_one_in_forty_at_the_limit_and_widened_of_few_in_all() -> None:
+    """Of 20 points that lie exactly on the limit, judged by the mean of 200 normal numbers: each is
+    called sure in 2.5 % of the draws, one of them in 1 - 0.975^20 = 40 %, widened in 2.5 %.
+    """
+    generator = np.random.Generator(np.random.PCG64(5))
+    each, some, widened, draws, points = 0, 0, 0, 400, 20
+    for _ in range(draws):
+        values = generator.normal(0.0, 1.0, (points, 200))
+        mean, half = values.mean(1), 1.96 * values.std(1) / 200**0.5
+        found = [
+            Check("ppl", 0.0, False, Estimate(float(m), float(m - h), float(m + h)))
+            for m, h in zip(mean, half, strict=True)
+        ]
+        each += sum(check.verdict == "yes" for check in found)
+        some += any(check.verdict == "yes" for check in found)
+        widened += any(check.among(points) == "yes" for check in found)
+    assert each / draws / points == pytest.approx(0.025, abs=0.006)
+    assert some / draws == pytest.approx(0.40, abs=0.08)
+    assert widened / draws < 0.06
+
+
+def test_among_one_is_alone_and_exact_numbers_stay_sure() -> None:
+    close = Check("ppl", 1.0, False, Estimate(0.9, 0.85, 0.95))
+    assert close.among(1) == close.verdict == "yes"
+    assert close.among(1000) == "likely"  # 4.06 / 1.96 of 0.05 above 0.9
+    assert Check("file", 2.0, False, Estimate(2.0, 2.0, 2.0)).among(1000) == "yes"
+    assert Check("file", 2.0, False, Estimate(None)).among(1000) == "?"
 
 
 def test_the_articles_line_is_bleu_and_rouge_two_points_latency_and_memory_halved() -> None:

@@ -141,7 +141,7 @@ def test_classes_and_patterns_of_other_writers_are_matched_and_ignored() -> None
     ],
 )
 def test_what_the_files_can_not_say_is_refused_naming_layer_and_key(spec, reason) -> None:
-    said = CompressedTensors().refuses(LAYER, spec)
+    said = CompressedTensors().rules.layer(LAYER, spec)
     assert said is not None
     assert said.startswith("up (")
     assert reason in said
@@ -150,7 +150,7 @@ def test_what_the_files_can_not_say_is_refused_naming_layer_and_key(spec, reason
 def test_an_embedding_and_a_conv1d_are_refused() -> None:
     for kind, word in (("embedding", "an embedding"), ("conv1d", "a Conv1D")):
         layer = Layer("wte", "embedding", None, (40, 96), kind, None)  # type: ignore[arg-type]
-        assert word in str(CompressedTensors().refuses(layer, LayerSpec(QuantSpec())))
+        assert word in str(CompressedTensors().rules.layer(layer, LayerSpec(QuantSpec())))
 
 
 def test_codes_in_another_order_or_with_a_mask_are_refused() -> None:

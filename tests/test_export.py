@@ -21,6 +21,7 @@ from bitsweep.errors import UserError
 from bitsweep.export import checkpoint, contents
 from bitsweep.models import skeleton
 from bitsweep.models.files import INDEX
+from bitsweep.portable import Rules
 from bitsweep.report.frame import frame
 from bitsweep.spec import LayerSpec, Plan, QuantSpec
 from bitsweep.store import Store
@@ -166,10 +167,9 @@ def test_a_tied_pair_of_codes_is_refused_by_containers(tmp_path) -> None:
     everything = Plan({name: LayerSpec(W4) for name in tied.layers})
 
     class Takes(export.containers()["compressed-tensors"]):  # type: ignore[misc]
-        def refuses(self, layer, spec):
-            return None
+        rules = Rules(layer=lambda layer, spec: None)
 
-    reason = contents.refused_layer(tied, Takes(), everything)
+    reason = contents.refused(tied, Takes(), everything)
     assert reason is not None
     assert "model.untie=true" in reason
 

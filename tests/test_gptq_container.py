@@ -164,20 +164,20 @@ def _wrapped(values: Tensor) -> Tensor:
     ],
 )
 def test_what_the_files_can_not_say_is_named(layer: Layer, spec: QuantSpec, says: str) -> None:
-    reason = Gptq().refuses(layer, LayerSpec(spec))
+    reason = Gptq().rules.layer(layer, LayerSpec(spec))
     assert reason is not None
     assert re.search(says, reason)
 
 
 def test_quantized_inputs_are_refused() -> None:
     spec = LayerSpec(QuantSpec(4, 32), InputSpec(QuantSpec(8)))
-    reason = Gptq().refuses(LINEAR, spec)
+    reason = Gptq().rules.layer(LINEAR, spec)
     assert reason is not None
     assert "input.bits=8" in reason
 
 
 def test_a_transposed_linear_of_gpt2_lies_as_any_other() -> None:
-    assert Gptq().refuses(replace(LINEAR, kind="conv1d"), LayerSpec(QuantSpec(4, 32))) is None
+    assert Gptq().rules.layer(replace(LINEAR, kind="conv1d"), LayerSpec(QuantSpec(4, 32))) is None
 
 
 def test_pruned_weights_are_refused() -> None:

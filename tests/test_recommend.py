@@ -22,15 +22,16 @@ from bitsweep.errors import UserError
 from bitsweep.export import containers, contents, names
 from bitsweep.models import skeleton
 from bitsweep.record import Delta, Metric, Record
-from bitsweep.report import limits
 from bitsweep.report.acceptance import Acceptance, Amount
-from bitsweep.report.advice import columns
-from bitsweep.report.exportable import leaving
 from bitsweep.report.frame import frame
-from bitsweep.report.recommend import Answer, Question, answers
+from bitsweep.report.recommend import limits
+from bitsweep.report.recommend.answer import Answer, Question, answers
+from bitsweep.report.recommend.exportable import LIBRARIES, leaving
+from bitsweep.report.recommend.table import columns
 from bitsweep.store import Store
 
 RESULTS = Path(__file__).parents[1] / "results"
+CONF = Path(__file__).parents[1] / "conf"
 TWO_KINDS = "policy.rules=[{role: linear}, {role: attention.qkv, bits: 8, group_size: -1}]"
 
 
@@ -398,10 +399,24 @@ QUICK = ["data=text", "data.path=measured.txt", "data.calibration_path=calibrati
         (["method=rtn", "bits=4", TWO_KINDS], "gptq"),  # two kinds with zeros
         (["method=rtn", "bits=4", TWO_KINDS, "symmetric=true"], "compressed-tensors"),
         (["method=rtn", "bits=4", TWO_KINDS, "input.bits=8"], "onnx"),
+        (
+            [
+                "method=rtn",
+                "bits=4",
+                "input.bits=8",
+                "input.range=minmax",
+                "input.per=tensor",
+                "group_size=-1",
+            ],
+            "onnx",
+        ),
+        (["method=rtn", "bits=3", "input.bits=8", "input.range=minmax", "input.per=tensor"], None),
+        (["method=rtn", "bits=4", "format=nf", "input.bits=8"], None),  # floats have no inputs
+        (["method=rtn", "bits=4", "input=adaptive"], None),
     ],
 )
 def test_the_format_that_is_named_holds_the_point_and_an_earlier_one_does_not(
-    keys: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    keys: list[str], expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     artifacts: Artifacts,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
@@ -414,21 +429,10 @@ def test_the_format_that_is_named_holds_the_point_and_an_earlier_one_does_not(
     assert chosen.format == expected, chosen
     model = skeleton(prepared.source, artifacts)
     for name in ("compressed-tensors", "gptq"):  # in the order of preference
+        reason = contents.refused(model, containers()[name](), prepared.plan)
+        assert (reason is None) == (name == expected)
         if name == expected:
-            assert _says_no(name, model, prepared.plan) is None
             break
-        assert _says_no(name, model, prepared.plan) is not None
-
-
-def _says_no(name: str, model: object, plan: object) -> str | None:
-    container = containers()[name]()
-    reason = contents.refused_layer(model, container, plan)  # type: ignore[arg-type]
-    if reason is None:
-        try:
-            container.config(plan, model.layers)  # type: ignore[arg-type, attr-defined]
-        except UserError as refusal:
-            reason = str(refusal)
-    return reason
 
 
 @pytest.mark.parametrize(
@@ -438,6 +442,7 @@ def _says_no(name: str, model: object, plan: object) -> str | None:
         ({"kv": "w4"}, "kv.bits=16"),
         ({"method": "torchao"}, "torchao's own"),
         ({"recover": "low_rank (rank=16)"}, "low rank"),
+        ({"transforms": "low_rank (keep=0.5)"}, "factors"),
     ],
 )
 def test_what_no_format_holds_says_why(changes: dict[str, str], word: str) -> None:
@@ -446,10 +451,106 @@ def test_what_no_format_holds_says_why(changes: dict[str, str], word: str) -> No
     assert word in found.note
 
 
+@pytest.mark.parametrize("method", sorted(path.stem for path in (CONF / "method").glob("*.yaml")))
+def test_a_records_words_and_the_methods_own_specs_agree_on_zeros(method: str) -> None:
+    """A name of a layer (``w4g64``) does not say whether its zeros are codes or real numbers."""
+    point = job(compose([f"method={method}", "bits=4", "group_size=64"])).point
+    made = point.method.resolve(point.spec)
+    if "policy" in point.method.ignores or method in LIBRARIES:
+        return
+    chosen = leaving({"method": method}, {"model.layers.0.mlp.up_proj": str(made)})
+    packed = made.format == "int" and made.zero == "integer" and made.bits in (2, 3, 4, 8)
+    assert chosen.packed == packed, chosen
+
+
+@pytest.mark.parametrize(
+    ("changes", "plan", "expected"),
+    [
+        ({"transforms": "prune (sparsity=0.5)"}, {"q": "w4g64"}, "onnx"),  # zeros as codes
+        ({"recover": "prune (structure=2:4)"}, {"q": "w3g64"}, "hf-dense"),
+        ({"method_options": "static_groups=False"}, {"q": "w4g64"}, "gptq"),
+        ({}, {"transformer.h.0.attn.c_attn": "w4g64"}, "gptq"),  # a Conv1D
+        ({"misfit": "ragged", "misfits": "q: 2 of 3"}, {"q": "w4g64"}, "onnx"),
+        ({"misfit": "ragged", "misfits": "q: 2 of 3"}, {"q": "w3g64"}, "hf-dense"),
+        ({"misfit": "ragged", "misfits": "k: 2 of 3"}, {"q": "w4g64"}, "compressed-tensors"),
+        ({"plan": "w4g64 x7", "policy": "uniform"}, {}, "compressed-tensors"),  # no details
+        ({"plan": "w4g64 x7, w8 x2", "policy": "by_role"}, {}, "onnx"),
+    ],
+)
+def test_what_a_record_says_beside_the_specs_decides_as_well(
+    changes: dict[str, str], plan: dict[str, str], expected: str
+) -> None:
+    assert leaving({"method": "gptq", **changes}, plan).format == expected
+
+
 def test_where_speed_was_asked_the_runtime_that_was_timed_decides() -> None:
     row = {"method": "rtn", "engine": "openvino"}
     assert leaving(row, {"a": "w4g64"}).format == "compressed-tensors"
     assert leaving(row, {"a": "w4g64"}, fast=True).format == "openvino"
+
+
+def laid(tmp_path: Path, *rows: Record) -> Path:
+    """The experiment ``mine`` of these points, beside full precision."""
+    store = Store(tmp_path / "mine")
+    store.prepare()
+    for record in (FULL, *rows):
+        store.put(record, [])
+    return tmp_path
+
+
+def test_a_name_is_never_broken_however_many_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = point("rtn", 4, 0.97, 3, method_options="iterations=50 lr=0.005 " * 8)
+    _, out = recommended(capsys, "mine", "--keep", "0.5", results=laid(tmp_path, long))
+    (line,) = (line for line in out.splitlines() if line.startswith("1  rtn"))
+    assert line.endswith("surely")
+
+
+def test_a_narrow_interval_is_shown_with_its_width(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = point("rtn", 8, 1.00001, 6, half=0.00003)
+    _, out = recommended(capsys, "mine", "--keep", "1", results=laid(tmp_path, rows))
+    assert "1.00001 [0.99998, 1.00004]" in out
+
+
+def test_nothing_passes_surely_where_nothing_was_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = records.record("rtn", 4, metrics=[size(3)])
+    store = Store(tmp_path / "bare")
+    store.prepare()
+    store.put(bare, [])
+    _, out = recommended(capsys, "bare", results=tmp_path)
+    assert "  surely" not in out
+    assert "nothing was asked of it" in out
+
+
+def test_a_choice_among_many_is_said_to_be_less_sure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """0.9 is 1.2 half-widths below: within a 95 % interval, but not within one that is 1.14 times
+    as wide (of 2 points: z = 2.24) and 1.22 times (of 3: z = 2.39).
+    """
+    near = point("gptq", 4, 0.912, 3, half=0.010)
+    others = [point("rtn", bits, 0.5, 9) for bits in (8, 3)]
+    results = laid(tmp_path, near, *others[:1])
+    _, out = recommended(capsys, "mine", "--keep", "0.9", results=results)
+    assert "passes surely, also with intervals 1.14 times as wide, for a choice among 2" in out
+    _, out = recommended(capsys, "mine", "--keep", "0.9", results=laid(tmp_path, near, *others))
+    assert "passes surely taken alone; not with intervals 1.22 times as wide" in out
+
+
+def test_the_nearest_that_was_never_timed_comes_with_its_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untimed = point("rtn", 4, 0.97, 3)
+    command = "bitsweep run method=rtn bits=4 probes=quality probes.perplexity.tokens=64"
+    untimed.provenance["command"] = command
+    code, out = recommended(capsys, "mine", "--min-speedup", "1", results=laid(tmp_path, untimed))
+    assert code == 1
+    assert "measure bitsweep run method=rtn bits=4 probes=latency\n" in out
 
 
 def test_a_time_of_another_machine_is_said_to_be_one(

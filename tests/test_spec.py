@@ -28,6 +28,41 @@ def test_input_bits_stand_between_weight_bits_and_group():
 
 
 @pytest.mark.parametrize(
+    "spec",
+    [
+        LayerSpec(QuantSpec(4, 128)),
+        LayerSpec(QuantSpec(8, -1, symmetric=True, scale_dtype="float32")),
+        LayerSpec(QuantSpec(4, 0, scale_dtype="power_of_two")),
+        LayerSpec(QuantSpec(1.6, 64, format="ternary")),
+        LayerSpec(QuantSpec(4, 32, format="mxfp4", scale_dtype="power_of_two")),
+        LayerSpec(QuantSpec(4, 64), InputSpec(QuantSpec(8, scale_dtype="float32"))),
+        LayerSpec(
+            QuantSpec(4, 64),
+            InputSpec(
+                QuantSpec(4, 64, symmetric=True, format="log", scale_dtype="float32"),
+                adaptive=(4, 6, 8),
+                threshold=0.005,
+            ),
+        ),
+        LayerSpec(
+            QuantSpec(8),
+            InputSpec(QuantSpec(8, scale_dtype="float32"), "channel", "percentile", 99.5),
+        ),
+        LayerSpec(QuantSpec(8), InputSpec(QuantSpec(8), "tensor", "minmax")),
+    ],
+    ids=str,
+)
+def test_a_name_is_read_as_the_spec_that_wrote_it(spec: LayerSpec) -> None:
+    assert LayerSpec.read(str(spec)) == spec
+
+
+@pytest.mark.parametrize("name", ["torch.float32", "w", "4g64", "w4g64 axyz"])
+def test_what_names_no_quantized_layer_is_not_read(name: str) -> None:
+    with pytest.raises(ValueError, match="no name of"):
+        LayerSpec.read(name)
+
+
+@pytest.mark.parametrize(
     ("group_size", "groups", "fits"),
     [(64, 3, False), (43, 4, True), (PER_CHANNEL, 1, True), (PER_TENSOR, 1, True)],
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -33,6 +34,18 @@ ZEROS = ("integer", "real")
 INPUT_PER = ("token", "tensor", "channel")
 INPUT_RANGES = ("dynamic", "minmax", "percentile", "mse")
 MISFITS = ("error", "per_channel", "ragged")
+
+SCALES_IN_NAMES = {"float32": "-fp32scale", "power_of_two": "-pow2", "e4m3": "-e4m3"}
+WEIGHT_NAME = re.compile(
+    r"(?P<format>[a-z]\w*\d(?=-)|[a-z_]+)-?(?P<bits>\d[\d.]*)(?:a(?P<inputs>\d+))?"
+    r"(?P<group>g\d+|t|)(?P<symmetric>-sym|)(?P<scale>-fp32scale|-pow2|-e4m3|)"
+)
+INPUT_NAME = re.compile(
+    r"(?P<format>[a-z]\w*\d(?=-)|[a-z_]*)-?(?P<bits>\d[\d.~]*)(?P<group>g\d+|)(?P<per>[tc]|)"
+    r"(?:@(?P<threshold>[^-]+))?(?P<symmetric>-sym|)(?:-(?P<range>minmax|mse|p[\d.]+))?"
+    r"(?:-(?P<scale>\w+))?"
+)
+"""What ``str`` of a LayerSpec's weight and of its inputs looks like."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +76,7 @@ class QuantSpec:
         if letter[-1].isdigit():
             letter += "-"  # mxfp4-4g32
         group = {PER_CHANNEL: "", PER_TENSOR: "t"}.get(self.group_size, f"g{self.group_size}")
-        scales = {"float32": "-fp32scale", "power_of_two": "-pow2", "e4m3": "-e4m3"}
-        short_scale = scales.get(self.scale_dtype, "")
+        short_scale = SCALES_IN_NAMES.get(self.scale_dtype, "")
         return f"{letter}{bits}{group}{'-sym' * self.symmetric}{short_scale}"
 
     def groups(self, in_features: int) -> int:
@@ -172,6 +184,58 @@ class LayerSpec:
         if inputs.isdigit():
             return self.weight.named(f"{self.weight.bits:g}a{inputs}")
         return f"{self.weight} a{inputs}"
+
+    @classmethod
+    def read(cls, name: str) -> LayerSpec:
+        """The inverse of ``str``, as far as names tell: zeros are integers and groups whole.
+
+        Raises:
+            ValueError: ``name`` is none of ours.
+        """
+        weight, _, inputs = name.partition(" a")
+        found = WEIGHT_NAME.fullmatch(weight)
+        if found is None:
+            raise ValueError(f"{name}: no name of a quantized layer")
+        scales = {short: dtype for dtype, short in SCALES_IN_NAMES.items()}
+        group = found["group"]
+        spec = QuantSpec(
+            bits=_number(found["bits"]),
+            group_size=PER_TENSOR if group == "t" else int(group[1:] or PER_CHANNEL),
+            symmetric=bool(found["symmetric"]),
+            format="int" if found["format"] == "w" else found["format"],
+            scale_dtype=scales.get(found["scale"], "float16"),
+        )
+        inputs = inputs or found["inputs"] or ""
+        return cls(spec, _read_input(inputs) if inputs else None)
+
+
+def _read_input(name: str) -> InputSpec:
+    found = INPUT_NAME.fullmatch(name)
+    if found is None:
+        raise ValueError(f"a{name}: no name of quantized inputs")
+    widths = tuple(map(_number, found["bits"].split("~")))
+    quant = QuantSpec(
+        bits=widths[0],
+        group_size=int(found["group"][1:] or PER_CHANNEL),
+        symmetric=bool(found["symmetric"]),
+        format=found["format"] or "int",
+        scale_dtype=found["scale"] or "float32",
+    )
+    source = found["range"] or "dynamic"
+    percentile = {"percentile": float(source[1:])} if source[1:2].isdigit() else {}
+    return InputSpec(
+        quant,
+        per={"": "token", "t": "tensor", "c": "channel"}[found["per"]],
+        range="percentile" if percentile else source,
+        adaptive=widths if len(widths) > 1 else (),
+        threshold=float(found["threshold"] or 0),
+        **percentile,
+    )
+
+
+def _number(text: str) -> float:
+    """As YAML reads it: ``4`` is an int."""
+    return float(text) if "." in text else int(text)
 
 
 @dataclass(frozen=True)

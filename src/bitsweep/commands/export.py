@@ -232,7 +232,7 @@ def _write(
         from bitsweep import models
 
         model = reshaped(prepared.point, models.skeleton(prepared.source, artifacts))
-        reason = contents.refused_layer(model, containers()[name](), prepared.plan)
+        reason = contents.refused(model, containers()[name](), prepared.plan)
         if reason is not None:
             raise UserError(f"--to {name}: {reason}")
     if wanted.threads is not None:

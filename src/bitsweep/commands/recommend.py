@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bitsweep import cli
 from bitsweep.commands.launch import Parser
@@ -20,13 +20,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from bitsweep.report.handoff import Handoff
-    from bitsweep.report.ranking import Candidate
-    from bitsweep.report.recommend import Answer, Question
+    from bitsweep.report.recommend.answer import Answer, Question
+    from bitsweep.report.recommend.handoff import Handoff
 
 NOTHING_PASSES = 1
-WIDTH = 140
-"""Columns of the table where nobody looks on (a pipe); a terminal has its own."""
 
 
 def recommend(argv: list[str]) -> int:
@@ -36,10 +33,11 @@ def recommend(argv: list[str]) -> int:
         raise UserError("recommend: takes the NAME of an experiment with Records; see --help")
     question = _question(given)
     folders = [folder_of(name, given.results_dir, "recommend") for name in given.names]
-    from bitsweep.report import answer_json, collect
+    from bitsweep.report import collect
     from bitsweep.report.frame import frame
-    from bitsweep.report.handoff import Handoff
-    from bitsweep.report.recommend import answers
+    from bitsweep.report.recommend import as_json
+    from bitsweep.report.recommend.answer import answers
+    from bitsweep.report.recommend.handoff import Handoff
 
     records = collect(*(glob.escape(str(folder)) for folder in folders))
     table = frame(records)
@@ -49,7 +47,7 @@ def recommend(argv: list[str]) -> int:
         raise UserError("recommend: no point has these values of --where; nothing is left")
     handoff = Handoff(records, folders, given.results_dir)
     if given.json:
-        print(json.dumps(answer_json.told(found, question, handoff), indent=1, ensure_ascii=False))
+        print(json.dumps(as_json.told(found, question, handoff), indent=1, ensure_ascii=False))
     else:
         _print(found, question, handoff, table)
     return cli.OK if any(answer.passing for answer in found) else NOTHING_PASSES
@@ -78,10 +76,10 @@ def _flags() -> Parser:
 
 def _question(given: argparse.Namespace) -> Question:
     """What the options ask, each checked by itself; a preset's limits give way to options."""
-    from bitsweep.report import limits
     from bitsweep.report.acceptance import Acceptance
-    from bitsweep.report.ranking import ORDER
-    from bitsweep.report.recommend import Question
+    from bitsweep.report.recommend import limits
+    from bitsweep.report.recommend.answer import Question
+    from bitsweep.report.recommend.ranking import ORDER
 
     line = Acceptance() if given.preset is None else limits.preset(given.preset)
     metrics = tuple(name for name in given.metric.split(",") if name) or ("",)
@@ -115,8 +113,9 @@ def _question(given: argparse.Namespace) -> Question:
 
 def _check_names(given: argparse.Namespace, question: Question, table: pd.DataFrame) -> None:
     """Raises UserError for a metric, column or value that no Record has."""
-    from bitsweep.report import estimate, limits
-    from bitsweep.report.recommend import typed
+    from bitsweep.report import estimate
+    from bitsweep.report.recommend import limits
+    from bitsweep.report.recommend.answer import typed
 
     measured = [
         name
@@ -156,8 +155,6 @@ def _print(
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = WIDTH
     for number, answer in enumerate(found):
         if number:
             console.print()
@@ -172,29 +169,30 @@ def _print_one(
     signatures: dict[str, str],
     console: Console,
 ) -> None:
-    from bitsweep.report import advice
+    from bitsweep.report.recommend import table, words
 
-    console.print(advice.head(answer, question), style="bold")
+    console.print(words.head(answer, question), style="bold")
     shown = answer.passing[: question.top] or answer.near
     if shown:
-        console.print(_table(answer, shown))
+        console.print("\n".join(table.lines(answer, shown)))
         if len(answer.passing) > len(shown):
             console.print(f"    and {len(answer.passing) - len(shown)} more (--top N)")
     lines: list[tuple[str, str]] = []
-    lines += [("note", line) for line in advice.assumed(answer, question)]
+    lines += [("note", line) for line in words.assumed(answer, question)]
     if answer.passing:
-        first, *more = advice.take(answer)
+        first, *more = words.take(answer)
         lines += [("take", first), *(("", line) for line in more)]
-        if timed := advice.timing(answer, signatures):
+        if timed := words.timing(answer, signatures):
             lines.append(("", timed))
     else:
         what = "no point passes; above are the nearest"
         lines.append(("none", what if shown else "no whole model was quantized here"))
         if shown:
-            lines += [("relax", line) for line in advice.relax(answer, question.sure)]
-    lines += [("others", line) for line in advice.left_out(answer)]
+            lines += [("relax", line) for line in words.relax(answer, question.sure)]
+            lines += [("measure", line) for line in handoff.timings(answer)]
+    lines += [("others", line) for line in words.left_out(answer)]
     if shown:
-        lines += [("where", line) for line in advice.definitions(answer)]
+        lines += [("where", line) for line in words.definitions(answer)]
     if answer.passing:
         lines += [("export", line) for line in handoff.exports(answer)]
         lines += [("again", line) for line in handoff.again(answer.passing[0])]
@@ -202,22 +200,3 @@ def _print_one(
     for name, text in lines:
         console.print(f"{name if name != last else '':<7} {text}")
         last = name or last
-
-
-def _table(answer: Answer, shown: Sequence[Candidate]) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    from bitsweep.report import advice
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("", justify="right")
-    table.add_column("point")
-    found = advice.columns(answer, shown)
-    for head, _ in found:
-        table.add_column(head, justify="left" if head == "passes" else "right", no_wrap=True)
-    for index, candidate in enumerate(shown):
-        mark = str(index + 1) if answer.passing else "-"
-        cells = [mark, candidate.name, *(cells[index] for _, cells in found)]
-        table.add_row(*map(Text, cells))
-    return table

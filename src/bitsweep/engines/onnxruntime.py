@@ -31,6 +31,7 @@ from torch import Tensor
 from bitsweep.engines.protocols import lacking, misfits
 from bitsweep.linear import QuantEmbedding, Quantized
 from bitsweep.models import Model
+from bitsweep.portable import onnx_weight
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -53,10 +54,10 @@ class Onnxruntime:
 
     def misfit(self, layer: Quantized) -> str | None:
         """Why ``layer`` is not executed exactly as it is quantized, or None."""
-        from bitsweep.graph import contrib, qdq
+        from bitsweep.graph import contrib
 
         if isinstance(layer, QuantEmbedding):
-            return qdq.misfit(layer.quant.spec)
+            return onnx_weight(layer.quant.spec)
         return contrib.refuses(layer)
 
     def build(self, model: Model) -> OrtRunner:

@@ -23,6 +23,7 @@ from torch import Tensor
 from bitsweep.compose import choices, nearest
 from bitsweep.errors import UserError
 from bitsweep.models import Layer
+from bitsweep.portable import Rules
 from bitsweep.spec import InputSpec, LayerSpec, Plan
 from bitsweep.tensor import QuantTensor
 
@@ -41,10 +42,8 @@ class Container(Protocol):
     """
 
     name: str
-
-    def refuses(self, layer: Layer, spec: LayerSpec) -> str | None:
-        """Why ``layer`` with ``spec`` can not be said in these files, naming what, or None."""
-        ...
+    rules: Rules
+    """Why a plan can not be said in these files."""
 
     def tensors(
         self, layer: str, quant: QuantTensor, inputs: InputSpec | None = None

@@ -31,6 +31,7 @@ from bitsweep.errors import UserError
 from bitsweep.export._words import codes as codes_of
 from bitsweep.export._words import words
 from bitsweep.models import Layer
+from bitsweep.portable import BYTES, PACKED, RULES, UNITS, compression
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, InputSpec, LayerSpec, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
 
@@ -50,13 +51,8 @@ weights in the dtype of their scales. bitsweep measures these files with
 `bitsweep run model.path=FOLDER method=full_precision`.
 """
 
-PACKED = "pack-quantized"
-BYTES = "int-quantized"
 MIXED = "mixed-precision"
 SCALES = {"float16": torch.float16, "float32": torch.float32}
-UNITS = {"linear": "Linear"}
-"""The library's classes of our kinds of layer. It packs embeddings as well, but transformers 5.23
-can not open such a model: it asks the embedding for a weight before that is unpacked."""
 
 
 class CompressedTensors:
@@ -64,25 +60,7 @@ class CompressedTensors:
 
     name = "compressed-tensors"
 
-    def refuses(self, layer: Layer, spec: LayerSpec) -> str | None:
-        weight = spec.weight
-        reason = None
-        if layer.kind not in UNITS:
-            kind = {"conv1d": "a Conv1D", "embedding": "an embedding"}[layer.kind]
-            reason = f"{kind}: transformers opens linear layers only; rules can keep it"
-        elif weight.format != "int":
-            reason = f"format={weight.format}: its integers only; use format=int"
-        elif weight.zero != "integer":
-            reason = (
-                "zero=real: its zeros are integers; use a method with integer zeros (gptq, rtn)"
-            )
-        elif weight.scale_dtype not in SCALES:
-            reason = f"scale_dtype={weight.scale_dtype}: use float16 or float32"
-        elif not weight.fits(layer.shape[1]):
-            reason = f"group_size={weight.group_size} leaves a part of a group: use whole groups"
-        elif spec.input is not None:
-            reason = _refuses_input(spec.input)
-        return None if reason is None else f"{layer.name} ({spec}): {reason}"
+    rules = RULES["compressed-tensors"]
 
     def tensors(
         self, layer: str, quant: QuantTensor, inputs: InputSpec | None = None
@@ -92,27 +70,21 @@ class CompressedTensors:
         Raises:
             UserError: the codes come with a permutation or a mask.
         """
-        if quant.permutation is not None:
-            raise UserError(
-                f"{layer}: columns of a group are not neighbours (act_order), which "
-                "compressed-tensors 0.20 has no place for; use method.static_groups=true"
-            )
-        if quant.mask is not None:
-            raise UserError(
-                f"{layer}: a mask of pruned weights has no place in {PACKED}; --to hf-dense "
-                "holds them as zeros"
-            )
+        permuted, masked = quant.permutation is not None, quant.mask is not None
+        reason = self.rules.codes(layer, masked, permuted)
+        if reason is not None:
+            raise UserError(f"--to {self.name}: {reason}")
         bits, whole = int(quant.spec.bits), quant.spec.group_size == PER_TENSOR
         scale, zero = quant.params["scale"], quant.params.get("zero")
         found = {"weight_scale": scale.reshape(1) if whole else scale}
-        if _format(bits, inputs) == BYTES:
+        if compression(bits, inputs) == BYTES:
             found["weight"] = _signed(quant.codes, bits)
         else:
             found["weight_packed"] = words(quant.codes, bits)
             found["weight_shape"] = torch.tensor(quant.shape)
         if zero is not None and whole:
             found["weight_zero_point"] = _signed(zero, bits).reshape(1)
-        elif zero is not None and _format(bits, inputs) == BYTES:
+        elif zero is not None and compression(bits, inputs) == BYTES:
             found["weight_zero_point"] = _signed(zero, bits)
         elif zero is not None:
             found["weight_zero_point"] = words(zero.t(), bits).t().contiguous()
@@ -144,14 +116,9 @@ class CompressedTensors:
         alike: dict[LayerSpec, list[str]] = {}
         for name, spec in plan.layers.items():
             alike.setdefault(spec, []).append(name)
-        zeros = [spec for spec in alike if _format(int(spec.weight.bits), spec.input) == PACKED]
-        zeros = [spec for spec in zeros if not spec.weight.symmetric]
-        if zeros and len(alike) > 1:
-            raise UserError(
-                f"--to {self.name}: {zeros[0]} beside {len(alike) - 1} other kinds of layers: "
-                "with packed zeros among them transformers 5.23 reads all as the first kind; "
-                "use symmetric=true"
-            )
+        reason = self.rules.plan(plan.layers)
+        if reason is not None:
+            raise UserError(f"--to {self.name}: {reason}")
         groups, ours = {}, {}
         for number, (spec, names) in enumerate(alike.items()):
             groups[f"group_{number}"] = {
@@ -159,7 +126,7 @@ class CompressedTensors:
                 "weights": _arguments(spec.weight),
                 "input_activations": None if spec.input is None else _input(spec.input),
                 "output_activations": None,
-                "format": _format(int(spec.weight.bits), spec.input),
+                "format": compression(spec.weight.bits, spec.input),
             }
             if spec.weight.scale_dtype != "float16":
                 ours[f"group_{number}"] = {"scale_dtype": spec.weight.scale_dtype}
@@ -198,23 +165,6 @@ def _signed(codes: Tensor, bits: int) -> Tensor:
 
 def _unsigned(codes: Tensor, bits: int) -> Tensor:
     return codes.contiguous().view(torch.uint8) + 2 ** (bits - 1)
-
-
-def _format(bits: int, inputs: InputSpec | None) -> str:
-    return BYTES if bits == 8 and inputs is not None else PACKED
-
-
-def _refuses_input(spec: InputSpec) -> str | None:
-    quant = spec.quant
-    if quant.format != "int":
-        return f"input.format={quant.format}: its integers only"
-    if spec.adaptive:
-        return "input.adaptive: a width for each token can not be said"
-    if spec.range != "dynamic":
-        return f"input.range={spec.range}: static ranges are not written; use input.range=dynamic"
-    if quant.scale_dtype != "float32":
-        return f"input.scale_dtype={quant.scale_dtype}: scales of inputs are the model's floats"
-    return None
 
 
 def _arguments(spec: QuantSpec) -> dict[str, Any]:

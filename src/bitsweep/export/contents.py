@@ -65,15 +65,14 @@ def unsaid(model: Model, plain: Model) -> str | None:
     return _odd_parameters(model, plain)
 
 
-def refused_layer(model: Model, container: Container, plan: Plan) -> str | None:
-    """The first planned layer that ``container`` can not say, as it says why, or None.
+def refused(model: Model, container: Container, plan: Plan) -> str | None:
+    """What of ``plan`` ``container`` can not say, as its rules say it, or None.
 
     ``model`` may be a skeleton.
     """
-    for name, spec in plan.layers.items():
-        reason = container.refuses(model.layers[name], spec)
-        if reason is not None:
-            return reason
+    reason = container.rules.refuse(model.layers, plan.layers)
+    if reason is not None:
+        return reason
     if model.tied and _both_ends(model, plan.layers):
         return (
             f"embedding and {_head(model)} are one quantized tensor, and {container.name} ties "

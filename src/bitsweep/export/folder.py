@@ -103,7 +103,7 @@ def against(model: Model, name: str) -> str | None:
         return "nothing is quantized; --to hf-dense"
     plain = skeleton(model.source, Artifacts(None))
     container: Container = format  # type: ignore[assignment]
-    return contents.unsaid(model, plain) or contents.refused_layer(model, container, plan)
+    return contents.unsaid(model, plain) or contents.refused(model, container, plan)
 
 
 def write(

@@ -42,7 +42,8 @@ from bitsweep import __version__
 from bitsweep.errors import UserError
 from bitsweep.export._words import WORD, codes, one_more, words
 from bitsweep.models import Layer
-from bitsweep.spec import PER_CHANNEL, PER_TENSOR, InputSpec, LayerSpec, Plan, QuantSpec
+from bitsweep.portable import RULES, Rules, gptq_zeros
+from bitsweep.spec import InputSpec, LayerSpec, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
 
 LOADING = """\
@@ -61,10 +62,6 @@ With `optimum` there as well, transformers opens these files by
 head is quantized (`"lm_head": true`): that one it leaves random, with a warning. bitsweep measures
 them with `bitsweep run model.path=FOLDER method=full_precision`.
 """
-
-WIDTHS = (2, 3, 4, 8)
-GROUPS = (PER_CHANNEL, 16, 32, 64, 128, 256, 512, 1024)
-"""``group_size`` that GPTQModel's loader takes (7.6); it stops at any other."""
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 FORMATS = ("gptq", "gptq_v2")
@@ -94,41 +91,7 @@ class Gptq:
     desc_act: bool = False
 
     name: ClassVar[str] = "gptq"
-
-    def refuses(self, layer: Layer, spec: LayerSpec) -> str | None:
-        weight = spec.weight
-        rows, columns = layer.shape
-        if layer.kind == "embedding":
-            return (
-                "an embedding: these files would group it along its tokens, ours runs along its "
-                "width; rules can keep it"
-            )
-        if spec.input is not None:
-            return f"input.bits={spec.input.bits:g}: these files hold weights only; use 16"
-        if weight.format != "int":
-            return f"format={weight.format}: these files hold uniform integers; use format=int"
-        if weight.bits not in WIDTHS:
-            return f"bits={weight.bits:g}: these files have 2, 3, 4 or 8"
-        if weight.zero != "integer":
-            return f"zero={weight.zero}: a zero is a code in these files; try method=rtn or gptq"
-        if weight.scale_dtype != "float16":
-            return (
-                f"scale_dtype={weight.scale_dtype}: scales are float16 in these files, "
-                "two bytes each; use scale_dtype=float16"
-            )
-        if weight.group_size == PER_TENSOR:
-            return "group_size=0: these files have no scale per tensor; use -1, 32, 64 or 128"
-        if weight.group_size not in GROUPS:
-            shown = ", ".join(map(str, GROUPS))
-            return f"group_size={weight.group_size}: loaders of these files take {shown}"
-        if not weight.fits(columns):
-            return (
-                f"group_size={weight.group_size} does not divide in_features={columns}: no ragged "
-                "groups in these files; use misfit=per_channel"
-            )
-        if weight.bits == 3 and (rows % WORD or columns % WORD):
-            return f"bits=3 packs 32 codes in 3 words, and {rows} x {columns} has a rest; use 4"
-        return None
+    rules: ClassVar[Rules] = RULES["gptq"]
 
     def tensors(
         self, layer: str, quant: QuantTensor, inputs: InputSpec | None = None
@@ -138,11 +101,10 @@ class Gptq:
         Raises:
             UserError: weights were pruned; or symmetric and asymmetric layers are mixed.
         """
-        if quant.mask is not None:
-            raise UserError(
-                f"to=gptq: {layer} has a mask of pruned weights, which these files can not say; "
-                "leave out transforms=[prune] and recover=[prune]"
-            )
+        permuted, masked = quant.permutation is not None, quant.mask is not None
+        reason = self.rules.codes(layer, masked, permuted)
+        if reason is not None:
+            raise UserError(f"--to {self.name}: {reason}")
         bits, columns = int(quant.spec.bits), quant.shape[1]
         scale, zero = quant.params["scale"], quant.params.get("zero")
         if zero is None:
@@ -162,10 +124,7 @@ class Gptq:
 
     def _convention(self, wanted: str, layer: str) -> None:
         if self.checkpoint_format not in (None, wanted):
-            raise UserError(
-                f"to=gptq: symmetric={str(wanted == 'gptq').lower()} of {layer}: all layers of "
-                "these files say their zeros in one way; make all symmetric, or none"
-            )
+            raise UserError(f"--to {self.name}: {gptq_zeros(wanted == 'gptq', layer)}")
         self.checkpoint_format = wanted
 
     def config(self, plan: Plan, layers: Mapping[str, Layer]) -> dict[str, Any]:
@@ -175,13 +134,15 @@ class Gptq:
             UserError: symmetric and asymmetric layers are mixed, or the cache is quantized.
         """
         if plan.kv is not None:
-            raise UserError(f"to=gptq: kv.bits={plan.kv.bits:g}: not in these files; use 16")
+            raise UserError(f"--to gptq: kv.bits={plan.kv.bits:g}: not in these files; use 16")
         specs = {name: layer.weight for name, layer in plan.layers.items()}
         if not specs:
-            raise UserError("to=gptq: nothing is quantized; use --to hf-dense")
-        for name, spec in specs.items():
-            self._convention("gptq" if spec.symmetric else "gptq_v2", name)
+            raise UserError("--to gptq: nothing is quantized; use --to hf-dense")
+        reason = self.rules.plan(plan.layers)
+        if reason is not None:
+            raise UserError(f"--to {self.name}: {reason}")
         base = Counter(specs.values()).most_common(1)[0][0]
+        self._convention("gptq" if base.symmetric else "gptq_v2", next(iter(specs)))
         dynamic: dict[str, dict[str, Any]] = {}
         for name, layer in layers.items():
             if name in specs and specs[name] != base:
@@ -230,9 +191,9 @@ class Gptq:
             spec = QuantSpec(
                 bits=merged["bits"], group_size=merged["group_size"], symmetric=bool(merged["sym"])
             )
-            reason = self.refuses(layer, LayerSpec(spec))
+            reason = self.rules.layer(layer, LayerSpec(spec))
             if reason is not None:
-                raise UserError(f"quantization_config: {name}: {reason}")
+                raise UserError(f"quantization_config: {reason}")
             found[name] = LayerSpec(spec)
         return Plan(found)
 

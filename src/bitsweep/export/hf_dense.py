@@ -16,6 +16,7 @@ from bitsweep.artifacts import Artifacts
 from bitsweep.export import contents
 from bitsweep.export.checkpoint import SHARD_BYTES, Shards, stored_dtype
 from bitsweep.models import Model, files, skeleton
+from bitsweep.portable import RULES
 
 LOADING = """\
 ```python
@@ -31,9 +32,9 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 def refuses(model: Model) -> str | None:
     """Why ``model`` is more than its weights, naming what, or None."""
     if model.plan is not None:
-        for name, spec in model.plan.layers.items():
-            if spec.input is not None:
-                return f"{name} ({spec}): quantized inputs are nothing of a dense checkpoint"
+        reason = RULES["hf-dense"].refuse(model.layers, model.plan.layers)
+        if reason is not None:
+            return reason
     return contents.unsaid(model, skeleton(model.source, Artifacts(None)))
 
 

@@ -18,10 +18,10 @@ from bitsweep.engines.protocols import input_spec
 from bitsweep.formats.int import SMALLEST
 from bitsweep.graph.weights import constant
 from bitsweep.linear import QuantLinear
+from bitsweep.portable import onnx_input
 from bitsweep.spec import PER_CHANNEL
 
 HALF = 128
-FORMATS = ("int", "narrow")
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,7 @@ def refuses(layer: QuantLinear) -> str | None:
         return None
     if not isinstance(layer.input_quantizer, InputQuantizer):
         return "its inputs are quantized by another library"
-    spec = layer.input_quantizer.spec
-    if spec.adaptive or spec.bits != 8 or spec.quant.format not in FORMATS:
-        return f"inputs a{spec}: a graph has inputs of 8 bits, input.format=int or narrow"
-    if spec.quant.scale_dtype != "float32":
-        return f"inputs a{spec}: a graph has input.scale_dtype=float32"
-    if spec.per == "channel":
-        return f"inputs a{spec}: a scale for each column stays inside the sum; use input.per=token"
-    if not spec.quant.fits(layer.in_features) or spec.quant.zero != "integer":
-        return f"inputs a{spec}: a graph has full groups and integer zeros"
-    if spec.per == "token" and spec.range != "dynamic":
-        return f"inputs a{spec}: use input.range=dynamic"
-    return None
+    return onnx_input(layer.input_quantizer.spec, layer.in_features)
 
 
 def restored(

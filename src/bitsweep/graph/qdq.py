@@ -25,10 +25,9 @@ from bitsweep.graph import inputs, tracing, weights
 from bitsweep.library import LibraryLinear
 from bitsweep.linear import QuantEmbedding, Quantized, QuantLinear
 from bitsweep.models import Model
-from bitsweep.spec import QuantSpec
+from bitsweep.portable import onnx_fused, onnx_weight
+from bitsweep.spec import LayerSpec
 from bitsweep.tensor import QuantTensor
-
-WIDTHS = (4, 8)
 
 Made = Callable[[], torch.Tensor]
 
@@ -49,31 +48,13 @@ def refuses(model: Model) -> str | None:
         if getattr(layer, "correction", None) is not None:
             return f"{name}: a correction of low rank beside its codes (recover=low_rank)"
     for name, layer in layers.items():
-        reason = misfit(layer.quant.spec)
+        reason = onnx_weight(layer.quant.spec)
         if reason is None and isinstance(layer, QuantLinear):
-            reason = inputs.refuses(layer) or _misfused(layer)
+            spec = LayerSpec(layer.quant.spec, input_spec(layer))
+            reason = inputs.refuses(layer) or onnx_fused(spec, layer.in_features)
         if reason is not None:
             return f"{name}: {reason}"
     return None
-
-
-def misfit(spec: QuantSpec) -> str | None:
-    """Why DequantizeLinear can not say ``spec``, or None."""
-    if spec.format != "int":
-        return f"format={spec.format}: ONNX's DequantizeLinear has integers on a uniform grid"
-    if spec.bits not in WIDTHS:
-        return f"bits={spec.bits:g}: ONNX stores integers of 4 and 8 bits"
-    if spec.zero != "integer" and not spec.symmetric:
-        return f"zero={spec.zero}: ONNX's zero points are codes"
-    return None
-
-
-def _misfused(layer: QuantLinear) -> str | None:
-    """Why onnxruntime 1.31 would fail on the layer, whose integers it multiplies, or None."""
-    asked = input_spec(layer)
-    if asked is None or asked.per == "token" or weights.single(layer.quant):
-        return None
-    return f"inputs a{asked} with weights in groups: onnxruntime fuses these wrongly"
 
 
 class Filler:

@@ -2,14 +2,16 @@
 
 The line of the source articles is :data:`ARTICLES`, the one place that holds it: BLEU and ROUGE at
 most 1 to 2 points below full precision's, latency and memory halved. ``of`` says for each row of a
-frame which parts of a line it passes; ``report/recommend.py`` ranks those that pass all.
+frame which parts of a line it passes; ``report/recommend/`` ranks those that pass all.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Literal
 
 import pandas as pd
@@ -27,6 +29,10 @@ interval is not (or it has none); ``unlikely``: the number is not, but a part of
 
 PASSING = ("yes", "likely")
 ROW = ("model", "status", "method", "dtype", "weights", "only", *CHANGED)
+MOST_DIGITS = 6
+TAIL = 0.025
+"""Of a 95 % interval, on either side."""
+
 TELLING = 10.0
 """A drop in points says something where full precision's score is at least this many times it."""
 
@@ -86,7 +92,18 @@ class Check:
 
     @functools.cached_property
     def verdict(self) -> Verdict:
+        return self._judged(self.found.bounds)
+
+    def among(self, count: int) -> Verdict:
+        """The verdict where it is to hold of ``count`` points at once: with a wider interval."""
         value, bounds = self.found.value, self.found.bounds
+        if value is None or bounds is None:
+            return self.verdict
+        factor = widening(count)
+        return self._judged(tuple(value + factor * (bound - value) for bound in bounds))
+
+    def _judged(self, bounds: Sequence[float] | None) -> Verdict:
+        value = self.found.value
         if value is None:
             return "?"
         if bounds is None:
@@ -114,6 +131,14 @@ class Check:
 
     def _within(self, value: float) -> bool:
         return value >= self.limit if self.at_least else value <= self.limit
+
+
+def widening(count: int) -> float:
+    """By how much wider an interval of ``count`` must be than one alone, so that with 95 % none of
+    them misses (Bonferroni, the interval taken as a normal distribution's): 1.57 for 24.
+    """
+    alone, each = 1 - TAIL, 1 - TAIL / count
+    return NormalDist().inv_cdf(each) / NormalDist().inv_cdf(alone)
 
 
 @dataclass(frozen=True)
@@ -273,15 +298,21 @@ def explain(check: Check) -> str:
 
 
 def interval(found: Estimate, digits: int | None = None) -> str:
-    """``0.974 [0.969, 0.979]``; one number where it is exact or has no interval."""
+    """``0.974 [0.969, 0.979]``; one number where it is exact or has no interval.
+
+    With ``digits`` behind the point, or as many as show that a narrow interval has a width.
+    """
     assert found.value is not None
     digits = (3 if abs(found.value) < 10 else 1) if digits is None else digits
+    width = 0.0 if found.lo is None or found.hi is None else found.hi - found.lo
+    if width:
+        digits = max(digits, min(-math.floor(math.log10(width)), MOST_DIGITS))
     shown = [
         number(0.0 if round(value, digits) == 0 else value, digits)  # no minus before a zero
         for value in (found.value, *(found.bounds or ()))
     ]
-    exact = found.bounds is None or found.lo == found.hi
-    return shown[0] if exact else f"{shown[0]} [{shown[1]}, {shown[2]}]"
+    alone = found.bounds is None or found.exact
+    return shown[0] if alone else f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
 def _unmeasured(metric: str, row: Row) -> Estimate:
@@ -302,8 +333,9 @@ def _telling(check: Check, row: Row, metric: str, most: Amount, case: Case) -> C
     own = base * estimate.points(metric, case.meaning)
     if own >= TELLING * most.value:
         return check
+    within = f"{most.value:g} point is" if most.value == 1 else f"{most.value:g} points are"
     why = (
-        f"full precision's own {metric} is {own:.1f}: {most.value:g} points are "
-        f"{100 * most.value / own:.0f} % of it, so a loss within them says nothing"
+        f"full precision's own {metric} is {own:.1f}: {within} "
+        f"{100 * most.value / own:.0f} % of it, so a loss within that says nothing"
     )
     return Check(check.name, check.limit, False, Estimate(None, of=metric, reason=why))

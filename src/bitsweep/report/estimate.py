@@ -23,6 +23,9 @@ AGREEMENT = ("top1", "bleu_fp", "rouge1_fp", "rouge2_fp", "rougeL_fp")
 """Kinds of metrics that compare with full precision already, whose own value is all there is."""
 DIVERGENCE = ("kl_mean", "kl_median", "kl_p99")
 """Kinds that are 0 for full precision: a distance has no share that is kept."""
+NOT_TIMED = "not timed; probes=latency does"
+"""Of a point that nobody tried to time: a command away from a number."""
+
 ELSEWHERE = " @ "
 """Before the device and threads of another machine, in the name of a column."""
 
@@ -41,6 +44,11 @@ class Estimate:
     hi: float | None = None
     of: str = ""
     reason: str = ""
+
+    @property
+    def exact(self) -> bool:
+        """Whether its interval has no width: a size, or a score of which no item changed."""
+        return self.lo is not None and self.lo == self.hi == self.value
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -150,7 +158,7 @@ def speedup(row: Row) -> Estimate:
     if not timed:
         reasons = (row.get(f"{SPEED}{place}.reason") for place in places)
         why = next((str(reason) for reason in reasons if reason), "")
-        return Estimate(None, of="decode", reason=why or "not timed; probes=latency does")
+        return Estimate(None, of="decode", reason=why or NOT_TIMED)
     place = timed[0] if timed[0] == "" else max(timed, key=lambda p: row[f"{SPEED}{p}"])
     name = f"{SPEED}{place}"
     of = f"decode in {row.get(f'engine{place}')}, × bf16{place}"

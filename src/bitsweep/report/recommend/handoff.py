@@ -8,10 +8,11 @@ from pathlib import Path
 
 from bitsweep.point import RANDOM
 from bitsweep.record import Record
-from bitsweep.report.estimate import SPEED
-from bitsweep.report.exportable import Leaving, leaving
-from bitsweep.report.ranking import Candidate
-from bitsweep.report.recommend import Answer
+from bitsweep.report import estimate
+from bitsweep.report.acceptance import PASSING
+from bitsweep.report.recommend.answer import Answer
+from bitsweep.report.recommend.exportable import Leaving, leaving
+from bitsweep.report.recommend.ranking import Candidate
 from bitsweep.store import Store
 
 SHOWN_ID = 12
@@ -45,8 +46,21 @@ class Handoff:
         commands = (str(record.provenance.get("command") or "") for record in chosen)
         return list(dict.fromkeys(command for command in commands if command))
 
+    def timings(self, answer: Answer) -> list[str]:
+        """Where none passes: the commands that time the nearest points, of those that lack a time
+        alone and that nobody tried to time.
+        """
+        found = []
+        for candidate in answer.near:
+            off = [check for check in candidate.checks if check.verdict not in PASSING]
+            untried = all(check.found.reason == estimate.NOT_TIMED for check in off)
+            for command in self.again(candidate)[:1] if untried else ():
+                words = [w for w in shlex.split(command) if not w.startswith("probes")]
+                found.append(shlex.join([*words, "probes=latency"]))
+        return found
+
     def _timed_so(self, record: Record, candidate: Candidate) -> bool:
-        metric = record.metrics.get(SPEED)
+        metric = record.metrics.get(estimate.SPEED)
         return (
             record.kind == "timing"
             and metric is not None

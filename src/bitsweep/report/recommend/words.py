@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from bitsweep.report import acceptance, estimate
 from bitsweep.report.acceptance import Acceptance, Amount, Check
 from bitsweep.report.estimate import Estimate
-from bitsweep.report.ranking import Candidate
-from bitsweep.report.recommend import Answer, Question
-from bitsweep.report.tables import number
+from bitsweep.report.recommend.answer import Answer, Question
+from bitsweep.report.recommend.ranking import Candidate
+from bitsweep.report.recommend.table import cell
 from bitsweep.timing import Shape
 
-SURE = {"yes": "surely", "likely": "within noise", "unlikely": "no, within noise", "no": "no"}
 BEST = {
     "size": "the smallest file",
     "quality": "the best quality",
     "speed": "the fastest decoding",
     "memory": "the least memory",
 }
-MIB_A_GIB = 1024
+KIB = 1024
+"""MiB in a GiB, KiB in a MiB."""
 MODEL, FULL = "the 16-bit model's", "full precision's"
 SCORES = ("bleu", "rouge", "acc", "top1")
 """Of which a difference is in points of a hundred."""
 
 
 def mib(amount: float) -> str:
-    """``3.50 GiB``, ``2.62 MiB``."""
-    in_gib = amount >= MIB_A_GIB
-    return f"{amount / MIB_A_GIB:.2f} GiB" if in_gib else f"{amount:.2f} MiB"
+    """``3.50 GiB``, ``2.62 MiB``, ``488.28 KiB``."""
+    if amount >= KIB:
+        return f"{amount / KIB:.2f} GiB"
+    return f"{amount:.2f} MiB" if amount >= 1 else f"{amount * KIB:.2f} KiB"
 
 
 def size(amount: Amount, of: str) -> str:
@@ -107,48 +108,6 @@ def assumed(answer: Answer, question: Question) -> list[str]:
     return lines
 
 
-def columns(answer: Answer, shown: Sequence[Candidate]) -> list[tuple[str, list[str]]]:
-    """Head and cells of the numbers, one column each; what nobody has is left out."""
-    made = [
-        ("MiB", [number(c.size.value) for c in shown]),
-        ("× full", [number(c.row.get("file_mib.delta"), 3) for c in shown]),
-        ("kept [95 %]", [cell(c.quality) for c in shown]),
-        ("decode × bf16", [_time(c) for c in shown]),
-    ]
-    if all(c.speed.value is None for c in shown):
-        made.pop()
-    for name in acceptance.by_name(shown[0].checks) if shown else ():
-        if name not in ("file", "latency") and not name.startswith("keep"):
-            found = [deciding(c, name).found.value for c in shown]
-            verb = "higher" if estimate.rises(name) else "lower"
-            title = name if name == "memory" else f"{name} {verb} by"
-            made.append((title, ["?" if v is None else number(v + 0.0, 3) for v in found]))
-    made = [(head, cells) for head, cells in made if any(cells)]
-    return [*made, ("passes", [_passes(c) for c in shown])]
-
-
-def _time(candidate: Candidate) -> str:
-    """With a word where it is not of the machine that timed most points."""
-    elsewhere = " elsewhere" if estimate.ELSEWHERE in candidate.speed.of else ""
-    return f"{cell(candidate.speed, 2) or 'no time'}{elsewhere}"
-
-
-def _passes(candidate: Candidate) -> str:
-    if candidate.verdict in acceptance.PASSING:
-        return SURE[candidate.verdict]
-    return acceptance.text([c for c in candidate.checks if c.verdict not in acceptance.PASSING])
-
-
-def deciding(candidate: Candidate, name: str) -> Check:
-    """Of the checks called ``name`` the one that decides against most."""
-    own = [check for check in candidate.checks if check.name == name]
-    return min(own, key=lambda c: (acceptance.VERDICTS.index(c.verdict), -c.beyond, c.room))
-
-
-def cell(found: Estimate, digits: int = 3) -> str:
-    return "" if found.value is None else acceptance.interval(found, digits)
-
-
 def take(answer: Answer) -> list[str]:
     """The sentences about the first: what it is, how sure, what is tied with it, its seeds."""
     best = answer.passing[0]
@@ -156,7 +115,7 @@ def take(answer: Answer) -> list[str]:
     if best.quality.value is not None:
         told.append(f"keeps {cell(best.quality, 4)} of the quality, by {best.quality.of}")
     told.append(f"{best.speed.of} {cell(best.speed, 2)}" if best.speed.value else "not timed")
-    lines = [f"{best.name}: {', '.join(told)}; {_how_sure(best)}"]
+    lines = [f"{best.name}: {', '.join(told)}; {_how_sure(best, answer.considered)}"]
     if best.verdict == "likely":
         sure = next((c for c in answer.passing if c.verdict == "yes"), None)
         lines.append(
@@ -183,13 +142,23 @@ def _told(candidate: Candidate) -> list[str]:
     return told
 
 
-def _how_sure(candidate: Candidate) -> str:
-    if not candidate.checks:
+def _how_sure(best: Candidate, count: int) -> str:
+    """Of it alone and, where it was chosen among several, of the choice."""
+    if not best.checks:
         return "nothing was asked of it"
-    if candidate.verdict == "yes":
+    loose = [check for check in best.checks if check.verdict == "likely"]
+    if loose:
+        return f"passes, but within noise: {'; '.join(map(acceptance.explain, loose))}"
+    if count == 1 or all(check.found.exact for check in best.checks):
         return "passes surely"
-    loose = [check for check in candidate.checks if check.verdict == "likely"]
-    return f"passes, but within noise: {'; '.join(map(acceptance.explain, loose))}"
+    wider = f"{acceptance.widening(count):.2f} times as wide"
+    if best.sure_among(count):
+        return f"passes surely, also with intervals {wider}, for a choice among {count} points"
+    beyond = ", ".join(check.found.of for check in best.checks if check.among(count) != "yes")
+    return (
+        f"passes surely taken alone; not with intervals {wider}, for a choice among {count} "
+        f"points ({beyond})"
+    )
 
 
 def _tied(answer: Answer) -> str:
@@ -250,7 +219,8 @@ def timing(answer: Answer, signatures: Mapping[str, str]) -> str:
         return ""
     elsewhere = estimate.ELSEWHERE in best.speed.of
     place = best.speed.of.partition(estimate.ELSEWHERE)[2]
-    here = f"{best.row.get('device')}, {best.row.get('threads')} threads"
+    threads = best.row.get("threads")
+    here = f"{best.row.get('device')}, {threads} thread{'s' * (threads != 1)}"
     where = f"another machine ({place})" if elsewhere else here
     shape = Shape.read(signatures.get("decode_vs_bf16", ""))
     marks = estimate.timing_marks(best.row)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bitsweep.report import acceptance, advice
+from bitsweep.report import acceptance
 from bitsweep.report.estimate import Estimate
-from bitsweep.report.handoff import Handoff
-from bitsweep.report.ranking import Candidate
-from bitsweep.report.recommend import Answer, Question
+from bitsweep.report.recommend import words
+from bitsweep.report.recommend.answer import Answer, Question
+from bitsweep.report.recommend.handoff import Handoff
+from bitsweep.report.recommend.ranking import Candidate
 
 AXES = ("label", "method", "bits", "group_size", "policy", "run_id", "point_id", "experiment")
 
@@ -22,7 +23,7 @@ def told(found: Sequence[Answer], question: Question, handoff: Handoff) -> dict[
 def _model(answer: Answer, question: Question, handoff: Handoff) -> dict[str, Any]:
     return {
         "model": answer.model,
-        "asked": advice.asked(answer.line, answer),
+        "asked": words.asked(answer.line, answer),
         "best": answer.best,
         "considered": answer.considered,
         "passing": len(answer.passing),
@@ -34,13 +35,13 @@ def _model(answer: Answer, question: Question, handoff: Handoff) -> dict[str, An
             for name, (count, why) in answer.unmeasured.items()
         },
         "points": [
-            {**_point(candidate), **_commands(candidate, answer, handoff)}
+            {**_point(candidate, answer.considered), **_commands(candidate, answer, handoff)}
             for candidate in answer.passing[: question.top]
         ],
-        "nearest": [_point(candidate) for candidate in answer.near],
+        "nearest": [_point(candidate, answer.considered) for candidate in answer.near],
         "relax": [
             {
-                "flag": advice.flag(relaxed.check, answer.line, question.sure),
+                "flag": words.flag(relaxed.check, answer.line, question.sure),
                 "run_id": relaxed.by.row["run_id"],
             }
             for relaxed in answer.relaxed
@@ -54,12 +55,13 @@ def _commands(candidate: Candidate, answer: Answer, handoff: Handoff) -> dict[st
     return {"export": command or None, "export_note": note, "again": again}
 
 
-def _point(candidate: Candidate) -> dict[str, Any]:
+def _point(candidate: Candidate, considered: int) -> dict[str, Any]:
     row = candidate.row
     return {
         **{name: row.get(name) for name in AXES},
         "passes": candidate.verdict in acceptance.PASSING,
         "sure": candidate.verdict == "yes",
+        "sure_among_all": candidate.sure_among(considered),
         "quality_kept": _numbers(candidate.quality),
         "file_mib": _numbers(candidate.size),
         "decode_vs_bf16": _numbers(candidate.speed),

@@ -16,7 +16,7 @@ from bitsweep.report import acceptance, estimate, labels
 from bitsweep.report.acceptance import PASSING, Acceptance, Amount, Case, Check
 from bitsweep.report.estimate import Estimate, Row
 from bitsweep.report.frame import is_reference
-from bitsweep.report.ranking import Best, Candidate, rank
+from bitsweep.report.recommend.ranking import Best, Candidate, rank
 from bitsweep.report.seeds import SEEDS
 
 DEFAULT_KEEP = 0.99

@@ -48,6 +48,10 @@ class Candidate:
     def verdict(self) -> acceptance.Verdict:
         return acceptance.worst(self.checks)
 
+    def sure_among(self, count: int) -> bool:
+        """Whether it passes surely where that is to hold of ``count`` points at once."""
+        return all(check.among(count) == "yes" for check in self.checks)
+
     def number(self, criterion: Best) -> Estimate:
         found: Estimate = getattr(self, criterion)
         return found
