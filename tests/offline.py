@@ -7,12 +7,41 @@ payload) whose payloads are ``wandb_internal.Record`` messages.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from bitsweep import tracking
+from bitsweep.store import Store
+from bitsweep.tracking import wandb as wandb_tracking
+
 BLOCK, HEADER, FIRST = 32768, 7, 7  # the file itself begins with seven bytes of its own
+
+
+def log_out(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """No login of this machine, no setting of its user's, nothing that an earlier test learnt."""
+    for name in list(os.environ):
+        if name.startswith("WANDB_") and name != "WANDB_SERVICE":  # its process's own
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(folder / "no-netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(folder / "no-config"))
+    monkeypatch.setattr(wandb_tracking, "_state", wandb_tracking._State())
+    monkeypatch.setattr(tracking, "_hinted", set())
+
+
+def told_of_the_machine(store: Store, folder: Path) -> str:
+    """A Record of ``store`` names a folder below ``folder`` wherever it can; that folder."""
+    hidden = str(folder / "models")
+    record, place = store.records()[0], f"{hidden}/my <private> model"
+    record.point["model"] = place
+    record.model["path"] = place
+    record.provenance["command"] = f"bitsweep run model.path='{place}' bits=8"
+    store.put(record, [])
+    return hidden
 
 
 def messages(path: Path) -> Iterator[Any]:
@@ -59,6 +88,17 @@ def read(folder: Path) -> dict[str, Any]:
         elif kind == "exit":
             run["exit_code"] = message.exit.exit_code
     return run
+
+
+def artifacts(folder: Path) -> list[Any]:
+    """The artifacts that one run folder logs, with what their manifests list."""
+    found = []
+    for message in (m for path in folder.glob("*.wandb") for m in messages(path)):
+        if message.WhichOneof("record_type") == "artifact":
+            found.append(message.artifact)
+        elif message.request.HasField("log_artifact"):
+            found.append(message.request.log_artifact.artifact)
+    return found
 
 
 def runs(folder: Path) -> list[dict[str, Any]]:

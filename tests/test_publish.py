@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import shutil
@@ -15,12 +17,13 @@ from pathlib import Path
 
 import pytest
 import records
-from offline import messages, runs
+import trackers
+from desk import QUICK, lay
+from offline import artifacts, log_out, runs, told_of_the_machine
 
-from bitsweep import cli, tracking
+from bitsweep import cli
 from bitsweep.record import Record
 from bitsweep.store import Store
-from bitsweep.tracking import wandb as wandb_tracking
 from bitsweep.tracking.flat import config, numbers
 from bitsweep.tracking.private import without_paths
 
@@ -30,13 +33,7 @@ KEPT = 5
 
 @pytest.fixture(autouse=True)
 def _no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in list(os.environ):
-        if name.startswith("WANDB_") and name != "WANDB_SERVICE":  # its process's own
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "no-config"))
-    monkeypatch.setattr(wandb_tracking, "_state", wandb_tracking._State())
-    monkeypatch.setattr(tracking, "_hinted", set())
+    log_out(monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -132,27 +129,37 @@ def test_a_record_that_changed_gets_the_next_id_and_its_older_run_is_set_aside(s
     assert {name.split("-", 3)[-1] for name in gone} == {of(record)}
 
 
-def test_killed_anywhere_and_repeated_it_gives_each_run_once_and_whole(store, tmp_path):
-    command = [sys.executable, "-m", "bitsweep", "publish", "demo"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+@pytest.mark.parametrize("name", sorted(trackers.KINDS))
+def test_killed_anywhere_and_repeated_it_gives_each_run_once_and_whole(store, name):
+    kind, place = trackers.KINDS[name], Path(".bitsweep")
+    place.mkdir()
+    kind.make(place)
+    command = [sys.executable, "-m", "bitsweep", "publish", "demo", f"tracker={name}"]
     ledger = store.folder / "published.jsonl"
-    for lines in (1, 4, 7):  # within the first run, within the second, within the fourth
-        process = subprocess.Popen(command, **quiet)
-        deadline = time.monotonic() + 60
-        while not ledger.exists() or len(ledger.read_bytes().splitlines()) < lines:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert publish() == cli.OK
-    found = [run for run in runs(Path(".bitsweep")) if run["job_type"] != "report"]
-    assert sorted(run["id"] for run in found) == sorted(of(r) for r in store.records())
-    by_id = {run["id"]: run for run in found}
-    for record in store.records():
-        run = by_id[of(record)]
-        assert {k: run["summary"][k] for k in numbers(record)} == numbers(record)
-    assert len(folders()) == KEPT + 1
+    for lines in (1, 4):  # within the first run, after the second
+        kill_at(command, ledger, lines)
+    assert publish(f"tracker={name}") == cli.OK
+    found = kind.read(place)
+    wanted = {kind.ident(of(record)): record for record in store.records()}
+    assert len(found) == len(wanted) + 1  # the report
+    by_id = {run.ident: run for run in found if run.ident in wanted}
+    assert set(by_id) == set(wanted)
+    for ident, record in wanted.items():
+        values = {k: kind.number(v) for k, v in numbers(record).items() if v is not None}
+        assert by_id[ident].numbers == values
+
+
+def kill_at(command: list[str], ledger: Path, lines: int) -> None:
+    """Run ``command`` until its ledger has so many lines; then kill it and all that it started."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, start_new_session=True, **quiet)
+    deadline = time.monotonic() + 60
+    while not ledger.exists() or ledger.read_bytes().count(b"\n") < lines:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def test_runs_of_another_project_in_the_same_folder_stay(store):
@@ -265,45 +272,58 @@ def test_an_unknown_name_is_told_with_those_that_are_there(store, capsys):
     assert "takes the NAME of a sweep first; there are demo" in capsys.readouterr().err
 
 
-def test_an_exported_checkpoint_is_referred_to_when_asked(store):
-    record = store.records()[0]
-    export = Path("exports/w8")
-    export.mkdir(parents=True)
-    (export / "model.safetensors").write_bytes(b"weights" * 1000)
-    made = {"format": "gptq", "run_ids": {"quality": record.run_id}}
-    (export / "bitsweep.json").write_text(json.dumps(made))
-    publish()
+def test_exported_checkpoints_are_referred_to_when_asked(tmp_path, monkeypatch):
+    """A sweep, two exports of one of its points, and what its offline run then says of them."""
+    monkeypatch.chdir(tmp_path)
+    lay(tmp_path)
+    swept = ["model=reference", "method=rtn", "bits=4,8", "group_size=64", "experiment=demo"]
+    assert cli.dispatch(["run", "-m", *QUICK, *swept]) == cli.OK
+    store = Store(tmp_path / "results" / "demo")
+    record, other = sorted(store.records(), key=lambda one: one.point["bits"])
+    for name in ("gptq", "hf-dense"):
+        assert cli.dispatch(["export", record.run_id, "--to", name]) == cli.OK
+    assert publish() == cli.OK
     first = folders()
     assert publish("--artifact", "exports") == cli.OK
-    assert len(folders()) == len(first)  # the same id, written again
-    (file,) = Path(".bitsweep/wandb").glob(f"offline-run-*-{of(record)}/*.wandb")
-    requests = (m.request for m in messages(file) if m.WhichOneof("record_type") == "request")
-    logged = (r.log_artifact.artifact for r in requests if r.HasField("log_artifact"))
-    also = (m.artifact for m in messages(file) if m.WhichOneof("record_type") == "artifact")
-    (artifact,) = [found for found in (*logged, *also) if found.type == "quantized-model"]
-    metadata = json.loads(artifact.metadata)
-    assert metadata["run_id"] == record.run_id
-    assert metadata["export_format"] == "gptq"
-    refs = {entry.path: entry.ref for entry in artifact.manifest.contents}
-    assert set(refs) == {"model.safetensors", "bitsweep.json"}
-    assert refs["model.safetensors"] == (export / "model.safetensors").resolve().as_uri()
+    assert len(folders()) == len(first) == 3  # the same ids; the one that changed is written again
+    found = {}
+    for of_run in (record, other):
+        (folder,) = Path(".bitsweep/wandb").glob(f"offline-run-*-{of(of_run)}")
+        logged = [one for one in artifacts(folder) if one.type == "quantized-model"]
+        found[of_run.run_id] = {one.name: one for one in logged}
+    assert not found[other.run_id]
+    short = f"reference-{record.run_id[:12]}"
+    assert set(found[record.run_id]) == {f"{short}-gptq", f"{short}-hf-dense"}
+    for name, artifact in found[record.run_id].items():
+        (export,) = Path("exports").glob(f"*-{name.removeprefix(short + '-')}")
+        metadata = json.loads(artifact.metadata)
+        assert metadata["run_id"] == record.run_id
+        assert metadata["export_format"] == name.removeprefix(short + "-")
+        files = {path.name: path for path in export.iterdir()}
+        listed = {one.path: (one.ref, one.size, one.digest) for one in artifact.manifest.contents}
+        assert listed == {
+            name: (path.resolve().as_uri(), path.stat().st_size, md5(path))
+            for name, path in files.items()
+        }
+        assert {"model.safetensors", "bitsweep.json"} <= set(listed)
     rewritten = folders()
     publish()  # asks for no artifact: the run that carries one is good
     assert folders() == rewritten
 
 
-def test_no_path_of_this_machine_leaves_it(store, tmp_path):
-    secret = str(tmp_path / "models" / "my <private> model")
-    record = store.records()[0]
-    record.point["model"] = secret
-    record.model["path"] = secret
-    record.provenance["command"] = f"bitsweep run model.path='{secret}' bits=8"
-    store.put(record, [])
+def md5(path: Path) -> str:
+    """As W&B writes it."""
+    return base64.b64encode(hashlib.md5(path.read_bytes()).digest()).decode()
+
+
+def test_no_path_that_a_record_holds_is_in_what_is_kept_for_upload(store, tmp_path):
+    """Of W&B's own there is one: where an offline run's tables lie, beside it."""
+    hidden = told_of_the_machine(store, tmp_path)
     publish()
     assert len(folders()) == KEPT + 1
     for path in Path(".bitsweep/wandb").rglob("offline-run-*/**/*"):
         if path.is_file() and path.suffix != ".log":
-            assert str(tmp_path).encode() not in path.read_bytes(), path
+            assert hidden.encode() not in path.read_bytes(), path
 
 
 def test_a_path_is_cut_in_every_way_that_a_page_writes_it():

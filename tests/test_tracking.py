@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import records
 import trackers
+from offline import log_out
 
 from bitsweep import tracking
 from bitsweep.compose import compose, group_files
@@ -43,12 +44,9 @@ def measured() -> list[Record]:
 
 @pytest.fixture(autouse=True)
 def _no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in list(os.environ):
-        if name.startswith(("WANDB_", "MLFLOW_TRACKING")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "no-config"))
-    monkeypatch.setattr(tracking, "_hinted", set())
+    log_out(monkeypatch, tmp_path)
+    for name in [name for name in os.environ if name.startswith("MLFLOW_TRACKING")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture

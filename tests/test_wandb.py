@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import records
-from offline import runs
+from offline import log_out, runs
 
 from bitsweep import report, tracking
 from bitsweep.record import Record
@@ -26,13 +25,7 @@ SECRET = "5ec12e7" * 6
 
 @pytest.fixture(autouse=True)
 def _no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in list(os.environ):
-        if name.startswith("WANDB_") and name != "WANDB_SERVICE":  # its process's own
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "no-config"))
-    monkeypatch.setattr(wandb_tracking, "_state", wandb_tracking._State())
-    monkeypatch.setattr(tracking, "_hinted", set())
+    log_out(monkeypatch, tmp_path)
 
 
 def measured() -> list[Record]:

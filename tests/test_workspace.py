@@ -7,14 +7,14 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import records
+import wandb_server
+from offline import log_out, runs
 
 from bitsweep import report
 from bitsweep.errors import UserError
@@ -380,13 +380,10 @@ def test_a_person_without_a_login_is_told_the_two_commands(tmp_path):
 
 
 def test_publish_writes_the_view_of_the_runs_that_it_wrote(tmp_path, monkeypatch):
-    from offline import runs
-
     from bitsweep import cli
     from bitsweep.store import Store
 
-    for key in [key for key in os.environ if key.startswith("WANDB_")]:
-        monkeypatch.delenv(key)
+    log_out(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
     store = Store(tmp_path / "results" / "demo")
     store.prepare()
@@ -428,7 +425,11 @@ except UserError as mistake:
 def applied(path: Path, url: str, timeout_s: int = 20) -> subprocess.CompletedProcess[str]:
     """The file applied twice, in a process of its own: wandb reads its settings once."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
-    environment |= {"WANDB_BASE_URL": url, "WANDB_API_KEY": "a" * 40, "OMP_NUM_THREADS": "1"}
+    environment |= {
+        "WANDB_BASE_URL": url,
+        "WANDB_API_KEY": wandb_server.KEY,
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-c", APPLY, str(path), str(timeout_s)]
     return subprocess.run(
         command, env=environment, cwd=path.parent, capture_output=True, text=True, timeout=60
@@ -446,65 +447,15 @@ def test_a_server_that_is_not_reached_costs_one_line_and_the_file_is_kept(tmp_pa
     assert path.read_bytes() == kept
 
 
-class Views(BaseHTTPRequestHandler):
-    """As much of W&B's server as keeps views: the real client speaks to it, there is no other."""
-
-    kept: dict[str, dict[str, Any]]
-
-    def log_message(self, *words: Any) -> None:
-        """Say nothing."""
-
-    def do_POST(self) -> None:
-        raw = self.rfile.read(int(self.headers.get("content-length", 0)))
-        try:
-            asked = json.loads(raw)
-        except ValueError:  # its telemetry
-            asked = {}
-        body = json.dumps({"data": self.answer(asked.get("query", ""), asked.get("variables"))})
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-    def answer(self, query: str, given: dict[str, Any] | None) -> dict[str, Any]:
-        given = given or {}
-        last = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
-        if "upsertView" in query:
-            ident = given.get("id") or f"Vmlldzox{len(self.kept):04}"
-            dates = {"createdAt": "2026-11-21T00:00:00", "updatedAt": "2026-11-21T00:00:00"}
-            names = ("name", "displayName", "description", "spec", "type")
-            self.kept[ident] = {"id": ident, **{name: given[name] for name in names}, **dates}
-            project = {"id": "p", "name": given["projectName"], "entityName": given["entityName"]}
-            return {"upsertView": {"view": {**self.kept[ident], "project": project}}}
-        if "allViews" in query:
-            found = [
-                {"node": view, "cursor": view["id"]}
-                for view in self.kept.values()
-                if view["type"] == given.get("viewType", "runs")
-                and given.get("viewName") in (None, view["name"])
-            ]
-            return {"project": {"allViews": {"edges": found, "pageInfo": last}}}
-        if "viewer" in query:
-            me = {"id": "u", "name": "me", "username": "me", "email": "", "admin": False}
-            return {"viewer": {**me, "entity": "me", "flags": "{}", "teams": {"edges": []}}}
-        project = {"__typename": "Project", "id": "p", "name": "bitsweep", "entityName": "me"}
-        project |= {"createdAt": "2026-11-21T00:00:00", "isBenchmark": False, "user": None}
-        return {"models": {"edges": [{"node": project}], "pageInfo": last}, "project": project}
-
-
 def test_a_view_that_is_applied_again_is_replaced_not_added(tmp_path):
-    handler = type("Kept", (Views,), {"kept": {}})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        made = specified([*records.grid(), *second_model()])
-        done = applied(workspace.write(made, tmp_path), f"http://127.0.0.1:{server.server_port}")
-    finally:
-        server.shutdown()
-        server.server_close()
+    made = specified([*records.grid(), *second_model()])
+    path = workspace.write(made, tmp_path)
+    with wandb_server.serving() as server:
+        done = applied(path, server.url)
     first, second = done.stdout.splitlines()
     assert first == second
     assert len(first.split()) == 3
-    kept = list(handler.kept.values())
+    kept = list(server.views.values())
     assert [view["type"] for view in kept] == ["project-view", "project-view", "runs"]
     sent = [json.loads(view["spec"]) for view in kept]
     assert sent == [*(view.spec for view in made.workspaces), made.report.spec]

@@ -14,7 +14,8 @@ import offline
 import pytest
 
 from bitsweep.tracking import Tracker
-from bitsweep.tracking.mlflow import QUIET, Mlflow, _environment, _make_database, shown
+from bitsweep.tracking.environment import environment
+from bitsweep.tracking.mlflow import QUIET, Mlflow, _make_database, shown
 from bitsweep.tracking.tensorboard import Tensorboard
 from bitsweep.tracking.wandb import Wandb
 
@@ -64,7 +65,7 @@ def _is_number(name: str, value: Any) -> bool:
 def blank_database() -> bytes:
     """MLflow's tables, made once since it takes seconds; over what a killed process left behind."""
     pytest.importorskip("mlflow")
-    with tempfile.TemporaryDirectory() as name, _environment(QUIET):
+    with tempfile.TemporaryDirectory() as name, environment(QUIET):
         folder = Path(name)
         for torso in (".mlflow.db.partial", ".mlflow.db.partial-journal"):
             (folder / torso).write_bytes(b"SQLite format 3\0, cut off")

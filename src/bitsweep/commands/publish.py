@@ -19,8 +19,9 @@ from bitsweep.commands.look import folder_of
 from bitsweep.compose import compose, experiment_overrides, experiments, group_files
 from bitsweep.config import command_line
 from bitsweep.errors import UserError
+from bitsweep.models.source import MANIFEST
 from bitsweep.store import Store
-from bitsweep.tracking import MANIFEST, Summary, Tracker
+from bitsweep.tracking import Summary, Tracker
 from bitsweep.tracking.ledger import Ledger
 from bitsweep.tracking.upload import Artifacts, Task, missing, upload
 from bitsweep.tracking.wandb import Wandb

@@ -32,8 +32,9 @@ from torch import Tensor
 from bitsweep import __version__
 from bitsweep.artifacts import hash_file
 from bitsweep.errors import UserError
-from bitsweep.models.files import INDEX, MANIFEST, TOKENIZER, Files
+from bitsweep.models.files import INDEX, TOKENIZER, Files
 from bitsweep.models.shards import NAMES, floats
+from bitsweep.models.source import MANIFEST
 
 SHARD_BYTES = 5 * 10**9
 """Of tensors in a file: Hugging Face's 5 GB."""

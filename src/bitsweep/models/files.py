@@ -20,11 +20,10 @@ from typing import Any
 from bitsweep.artifacts import Artifacts, digest, file_digest
 from bitsweep.errors import UserError
 from bitsweep.models.shards import Damaged, table
-from bitsweep.models.source import ModelSource
+from bitsweep.models.source import MANIFEST, ModelSource
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-MANIFEST = "bitsweep.json"
 SMALL = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 TOKENIZER = (

@@ -25,7 +25,7 @@ from bitsweep.linear import quantized
 from bitsweep.models import files
 from bitsweep.models.files import Files
 from bitsweep.models.shards import table
-from bitsweep.models.source import Layer, ModelSource
+from bitsweep.models.source import MANIFEST, Layer, ModelSource
 from bitsweep.spec import LayerSpec, Plan
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def transforms_of(found: Files) -> tuple[str, ...]:
 
 def _manifest(found: Files) -> Any:
     """What ``bitsweep.json`` says; whoever asks knows that it may be missing, or anything."""
-    return json.loads((found.folder / files.MANIFEST).read_text(encoding="utf-8"))
+    return json.loads((found.folder / MANIFEST).read_text(encoding="utf-8"))
 
 
 def _container(found: Files, path: str, layers: Mapping[str, Layer]) -> tuple[Container, Plan]:

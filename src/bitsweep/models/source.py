@@ -10,6 +10,9 @@ Role = Literal[
 ]
 Kind = Literal["linear", "conv1d", "embedding"]
 
+MANIFEST = "bitsweep.json"
+"""In the folder of a checkpoint that was exported: what it is of, and its files' digests."""
+
 SHAPE = "shape:"
 """Of a path that names no checkpoint but a shape, to be filled with random weights."""
 

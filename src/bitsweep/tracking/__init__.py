@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bitsweep.artifacts import digest, hash_file
+from bitsweep.models.source import MANIFEST
 from bitsweep.record import Record
 from bitsweep.store import Store
 from bitsweep.tracking.layers import Layers
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 GIVE_UP_AFTER = 3
-MANIFEST = "bitsweep.json"
-"""Of an exported checkpoint; ``models.files`` would import torch for the name."""
 
 
 @dataclass(frozen=True)

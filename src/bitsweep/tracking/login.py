@@ -7,8 +7,10 @@ import netrc
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal, cast
 from urllib.parse import urlparse
 
+Mode = Literal["online", "offline", "disabled"]
 CLOUD = "https://api.wandb.ai"
 CLOUD_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 """One service under two names."""
@@ -35,3 +37,12 @@ def logged_in() -> bool:
     except (OSError, netrc.NetrcParseError):
         return False
     return any(name in known for name in (CLOUD_HOSTS if host in CLOUD_HOSTS else (host,)))
+
+
+def resolve(asked: Mode | Literal["auto"]) -> Mode:
+    """``asked``, or for ``auto`` what ``WANDB_MODE`` says, or whether there is a login."""
+    said = asked if asked != "auto" else os.environ.get("WANDB_MODE", "")
+    said = {"dryrun": "offline", "run": "online"}.get(said, said)
+    if said in ("online", "offline", "disabled"):
+        return cast(Mode, said)
+    return "online" if logged_in() else "offline"

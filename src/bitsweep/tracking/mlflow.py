@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 from bitsweep.artifacts import digest
+from bitsweep.models.source import MANIFEST
 from bitsweep.record import Record
-from bitsweep.tracking import MANIFEST, Entry, Say, Summary
+from bitsweep.tracking import Entry, Say, Summary
+from bitsweep.tracking.environment import environment
 from bitsweep.tracking.flat import config, label, numbers, period, plain
 
 if TYPE_CHECKING:
@@ -169,7 +171,7 @@ class Mlflow:
             "MLFLOW_HTTP_REQUEST_TIMEOUT": str(round(self.timeout_s)),
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         }
-        with _environment({**QUIET, **patience}), self._alone():
+        with environment({**QUIET, **patience}), self._alone():
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
 
@@ -274,15 +276,3 @@ def _bare(uri: str) -> str:
     """``uri`` without user and password."""
     host = urlsplit(uri).netloc
     return uri.replace(host, host.rpartition("@")[2], 1) if "@" in host else uri
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Variables for as long as MLflow works, those of the user's own left as they are."""
-    own = [name for name in values if name not in os.environ]
-    os.environ.update({name: values[name] for name in own})
-    try:
-        yield
-    finally:
-        for name in own:
-            os.environ.pop(name, None)

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bitsweep.artifacts import write_atomically
+from bitsweep.models.source import MANIFEST
 from bitsweep.record import Record
-from bitsweep.tracking import MANIFEST, Entry, Say, Summary
+from bitsweep.tracking import Entry, Say, Summary
 from bitsweep.tracking.flat import config, label, numbers, period
 
 if TYPE_CHECKING:

@@ -12,28 +12,29 @@ import json
 import os
 import re
 import shlex
-import shutil
+import tempfile
 import threading
-import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlparse
 
 from bitsweep.errors import UserError
+from bitsweep.models.source import MANIFEST
 from bitsweep.record import Record
-from bitsweep.tracking import MANIFEST, Entry, Say, Summary
+from bitsweep.tracking import Entry, Say, Summary
+from bitsweep.tracking.environment import environment
 from bitsweep.tracking.flat import config, label, numbers, plain
-from bitsweep.tracking.login import base_url, logged_in
+from bitsweep.tracking.login import Mode, base_url, logged_in, resolve
+from bitsweep.tracking.offline import Offline
 
-Mode = Literal["online", "offline", "disabled"]
 TAG_CAP = 64
 LEAVE_S = 5.0
 SUPERSEDED = "superseded"
-MARK = "bitsweep-project"
-"""A file beside an offline run that is whole: the project that it is for."""
+QUIET = {"WANDB_ERROR_REPORTING": "false"}
+"""Its stack traces tell of folders."""
 SETTINGS = {
     "console": "off",
     "silent": True,
@@ -44,6 +45,7 @@ SETTINGS = {
     "x_disable_stats": True,
     "x_disable_machine_info": True,
     "x_save_requirements": False,
+    "program": "bitsweep",  # else the path of the script
 }
 
 
@@ -56,7 +58,6 @@ class _State:
 
 
 _state = _State()
-_listed: dict[Path, tuple[int, dict[str, list[Path]]]] = {}
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Wandb:
         """Whether an offline run is there, whole; online it is what the ledger says."""
         if self.resolve_mode() == "online":
             return True
-        return any(_project_of(folder) == self._project() for folder in self._offline(ident))
+        return self._offline().has(ident)
 
     def hint(self) -> str:
         """How to upload what is kept offline, or where it is seen."""
@@ -109,6 +110,7 @@ class Wandb:
 
         self._publish(
             entry,
+            say,
             fill,
             name=label(record),
             group=record.experiment,
@@ -130,6 +132,7 @@ class Wandb:
 
         self._publish(
             entry,
+            say,
             fill,
             name=f"{summary.experiment} report",
             group=summary.experiment,
@@ -139,7 +142,7 @@ class Wandb:
         )
 
     def _publish(
-        self, entry: Entry, fill: Callable[[Any], None], exit_code: int = 0, **run: Any
+        self, entry: Entry, say: Say, fill: Callable[[Any], None], exit_code: int = 0, **run: Any
     ) -> None:
         """Write one run, whole: offline in place of what is there, online over what is there.
 
@@ -147,17 +150,14 @@ class Wandb:
             ConnectionError: the server is not reached; from here on this process writes offline.
             UserError: ``mode=online`` without a login.
         """
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # stack traces tell of folders
         mode = self.resolve_mode()
         if mode == "offline":
-            for folder in self._offline(entry.ident):
-                if _project_of(folder) in (None, self._project()):
-                    gone = folder.rename(folder.with_name(f".{folder.name}"))
-                    shutil.rmtree(gone, ignore_errors=True)  # a killed one's process may write yet
+            kept = self._offline()
+            kept.remove(entry.ident)
             made = self._write(mode, entry, fill, exit_code, **run)
-            (Path(made.dir).parent / MARK).write_text(self._project(), encoding="utf-8")
+            kept.keep(Path(made.dir).parent)
             for ident in entry.superseded:
-                self._set_aside(ident)
+                kept.set_aside(ident)
             return
         if not logged_in():
             raise UserError(
@@ -174,7 +174,7 @@ class Wandb:
             raise ConnectionError(f"{type(error).__name__}: {first}") from error
         _state.url = made.project_url or ""
         for ident in entry.superseded:
-            _supersede(f"{made.entity}/{made.project}/{ident}")
+            _supersede(f"{made.entity}/{made.project}/{ident}", say)
 
     def _write(
         self,
@@ -188,7 +188,8 @@ class Wandb:
 
         known = type(wandb.Settings()).model_fields  # the names that start with x_ come and go
         settings = {name: value for name, value in SETTINGS.items() if name in known}
-        wandb.setup(settings=wandb.Settings(**settings))  # silent while it looks for a login too
+        with environment(QUIET):  # silent while it looks for a login too
+            wandb.setup(settings=wandb.Settings(**settings))
         if mode == "online":
             settings["init_timeout"] = self.init_timeout_s
             settings["finish_timeout"] = self.finish_timeout_s
@@ -206,26 +207,23 @@ class Wandb:
                 settings=wandb.Settings(**settings),
                 **described,
             )
-            try:
-                fill(run)
-            except BaseException:
-                run.finish(exit_code=1)
-                raise
-            run.finish(exit_code=exit_code)
+            with _staged(run, mode):
+                try:
+                    fill(run)
+                except BaseException:
+                    run.finish(exit_code=1)
+                    raise
+                run.finish(exit_code=exit_code)
         except Exception:
             _let_go()
             raise
         return run
 
     def resolve_mode(self) -> Mode:
-        """``mode``, or for ``auto`` what WANDB_MODE says, or whether there is a login."""
+        """``mode`` as it is now: offline once a server was lost."""
         if _state.fallen_back and self.mode in ("auto", "online"):
             return "offline"
-        asked = self.mode if self.mode != "auto" else os.environ.get("WANDB_MODE", "")
-        asked = {"dryrun": "offline", "run": "online"}.get(asked, asked)
-        if asked in ("online", "offline", "disabled"):
-            return asked  # type: ignore[return-value]
-        return "online" if logged_in() else "offline"
+        return resolve(self.mode)
 
     def folder(self) -> Path:
         """Where run folders lie: W&B adds ``wandb`` to the directory that it is given."""
@@ -235,31 +233,25 @@ class Wandb:
         """What uploads the offline runs of this folder."""
         return f"wandb sync {shlex.quote(str(self.folder()))}/offline-run-*"
 
-    def _set_aside(self, ident: str) -> None:
-        """Move an older run out of what is uploaded next, unless it was uploaded."""
-        for folder in self._offline(ident):
-            if _project_of(folder) == self._project() and not any(folder.glob("*.synced")):
-                aside = self.folder() / SUPERSEDED
-                aside.mkdir(exist_ok=True)
-                folder.rename(aside / folder.name)
-
     def _project(self) -> str:
         return f"{self.entity or 'default'}/{self.project}"
 
-    def _offline(self, ident: str) -> list[Path]:
-        """Folders of this run; the names in a folder of ten thousand are read once a change."""
-        try:
-            changed = self.folder().stat().st_mtime_ns
-        except FileNotFoundError:
-            return []
-        known = _listed.get(self.folder())
-        fresh = time.time_ns() - changed < 10**9  # a second change may bear the same time
-        if known is None or known[0] != changed or fresh:
-            names: dict[str, list[Path]] = {}
-            for path in self.folder().glob("offline-run-*"):  # offline-run-DATE_TIME-ID
-                names.setdefault(path.name.split("-", 3)[-1], []).append(path)
-            known = _listed[self.folder()] = (changed, names)
-        return known[1].get(ident, [])
+    def _offline(self) -> Offline:
+        return Offline(self.folder(), self._project())
+
+
+@contextmanager
+def _staged(run: Any, mode: Mode) -> Iterator[None]:
+    """Where W&B puts the copies of tables from which it uploads them; it tells the server where.
+
+    By default that is the user's home. Of an offline run they are needed until it is uploaded.
+    """
+    if mode == "offline":
+        with environment({"WANDB_DATA_DIR": str(Path(run.dir).parent)}):
+            yield
+        return
+    with tempfile.TemporaryDirectory() as folder, environment({"WANDB_DATA_DIR": folder}):
+        yield
 
 
 def _let_go() -> None:
@@ -272,14 +264,6 @@ def _let_go() -> None:
     leaving = threading.Thread(target=wandb.teardown, daemon=True)
     leaving.start()
     leaving.join(LEAVE_S)
-
-
-def _project_of(folder: Path) -> str | None:
-    """Whose an offline run is; None of one that was not finished (ids are unique in a project)."""
-    try:
-        return (folder / MARK).read_text(encoding="utf-8")
-    except OSError:
-        return None
 
 
 def _table(columns: tuple[str, ...], rows: tuple[tuple[Any, ...], ...]) -> Any:
@@ -296,7 +280,7 @@ def _reference(record: Record, folder: Path) -> Any:
     made = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     stem = re.sub(r"[^\w.-]", "-", str(plain(record.point.get("model"))))
     artifact = wandb.Artifact(
-        name=f"{stem}-{record.run_id[:12]}",
+        name=f"{stem}-{record.run_id[:12]}-{made.get('format')}",  # of one name: a newer version
         type="quantized-model",
         metadata={**config(record), "export_format": made.get("format")},
     )
@@ -304,12 +288,15 @@ def _reference(record: Record, folder: Path) -> Any:
     return artifact
 
 
-def _supersede(path: str) -> None:
+def _supersede(path: str, say: Say) -> None:
     """Tag an older run; whatever W&B has against that, the new one is there."""
     import wandb
 
-    with suppress(Exception):
+    try:
         run = wandb.Api().run(path)
         if SUPERSEDED not in run.tags:
             run.tags = [*run.tags, SUPERSEDED]
             run.update()
+    except Exception as error:  # whatever a library or a server raises
+        first = (str(error).splitlines() or [""])[0]
+        say(f"wandb: {path} stays beside its newer run, not tagged {SUPERSEDED}: {first}")
