@@ -41,9 +41,8 @@ def test_quality_and_timing_of_a_point_are_one_row():
 
 def test_an_axis_that_only_some_records_know_is_an_axis():
     """Axes stand before ``point_id``: by that names, filters and figures find them."""
-    old, new = records.record("rtn", 4), records.record("rtn", 8, input="8")
-    for name in ("input", "kv"):
-        old.point.pop(name, None)
+    old, new = records.record("rtn", 4), records.record("rtn", 8)
+    new.point["input"] = "8"
     columns = list(frame([old, new]).columns)
     assert columns.index("input") < columns.index("point_id")
 
