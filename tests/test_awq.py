@@ -12,8 +12,17 @@ from torch import Tensor
 from bitsweep import policies
 from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration
+from bitsweep.calibration.statistics import Hessian
 from bitsweep.errors import UserError
-from bitsweep.methods.awq import AWQ, CLIPS, Inputs, _is_query_or_key, _normalised, clipped
+from bitsweep.methods.awq import (
+    AWQ,
+    CLIPS,
+    Inputs,
+    _is_query_or_key,
+    _normalised,
+    _Parent,
+    clipped,
+)
 from bitsweep.methods.rtn import RTN
 from bitsweep.models import Model
 from bitsweep.policies import Policy, Rule
@@ -21,7 +30,7 @@ from bitsweep.spec import LayerSpec, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
 
 UNIFORM = Policy("uniform", (Rule(role="linear"),))
-Q, V, OUT = (f"model.layers.0.self_attn.{name}_proj" for name in "qvo")
+Q, K, V, OUT = (f"model.layers.0.self_attn.{name}_proj" for name in "qkvo")
 GATE, UP, DOWN = (f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down"))
 
 
@@ -167,6 +176,35 @@ def test_clipping_takes_the_range_of_least_output_error(group: int) -> None:
     )
     torch.testing.assert_close(found, expected.reshape(4, 32))
     assert not torch.equal(found, weight)
+
+
+def test_no_group_is_clipped_to_a_larger_error_of_its_share_of_the_output(
+    model: Model, calibration: Calibration
+) -> None:
+    clip, whole = (quantize(AWQ(clip=each), model, calibration, GATE) for each in (True, False))
+    factor = whole.weight(UP)[0] / model.weight(UP)[0]  # not planned, and folded all the same
+    (hessian,) = (h for names, h in calibration.full_precision(0, Hessian).items() if GATE in names)
+    blocks = (hessian / torch.outer(factor, factor)).view(4, 32, 4, 32)
+    own = torch.stack([blocks[g, :, g] for g in range(4)])  # of what the folded norm gives
+
+    def errors(found: Model) -> Tensor:
+        moved = (found.weight(GATE) - model.weight(GATE) * factor).view(-1, 4, 32)
+        return torch.einsum("rgi,gij,rgj->rg", moved, own, moved)
+
+    assert bool((errors(clip) <= 1.001 * errors(whole) + 1e-9).all())
+    assert float(errors(clip).sum()) < 0.9 * float(errors(whole).sum())
+
+
+def test_queries_and_keys_are_not_clipped(model: Model, calibration: Calibration) -> None:
+    clip, whole = (quantize(AWQ(clip=each), model, calibration) for each in (True, False))
+    same = {name: torch.equal(clip.weight(name), whole.weight(name)) for name in (Q, K, V)}
+    assert same == {Q: True, K: True, V: False}
+
+
+def test_factors_are_tried_on_so_many_windows(model: Model, calibration: Calibration) -> None:
+    full = model.copy()
+    parent = _Parent(full, next(calibration.blocks(full)), [GATE, UP], windows=3)
+    assert sum(len(args[0]) for args, _ in parent.calls) == 3  # of 8
 
 
 def test_queries_and_keys_are_told_from_values(

@@ -252,6 +252,27 @@ def test_a_vector_is_the_entry_that_adds_least_to_the_objective() -> None:
     assert torch.equal(ours.codes.view(-1).long(), best)
 
 
+@pytest.mark.parametrize("act_order", [True, False])
+@pytest.mark.parametrize("static_groups", [True, False])
+def test_entries_of_a_codebook_are_means_weighted_by_the_energy_of_inputs(
+    static_groups: bool, act_order: bool
+) -> None:
+    weight, hessian = torch.tensor([[0.0, 4.0, 10.0]]), torch.diag(torch.tensor([1.0, 3.0, 2.0]))
+    spec = QuantSpec(1, 3, format="codebook", scale_dtype="float32")
+    method = GPTQ(act_order=act_order, static_groups=static_groups, damping=1e-9)
+    entries = method.quantize(weight, hessian, spec).params["codebook"].view(-1)
+    torch.testing.assert_close(entries, torch.tensor([3.0, 10.0]))  # (1 * 0 + 3 * 4) / 4
+
+
+@pytest.mark.parametrize("static_groups", [True, False])
+def test_a_pruned_weight_does_not_count_in_a_codebook(static_groups: bool) -> None:
+    weight, mask = torch.tensor([[4.0, 6.0, 10.0, 1.0]]), torch.tensor([[True, True, True, False]])
+    spec = QuantSpec(1, 4, format="codebook", scale_dtype="float32")
+    found = GPTQ(static_groups=static_groups).quantize(weight, torch.eye(4), spec, mask=mask)
+    # of 0, 4, 6 and 10 the best two entries would be 2 and 8
+    torch.testing.assert_close(found.params["codebook"].view(-1), torch.tensor([5.0, 10.0]))
+
+
 @pytest.mark.parametrize("group_size", [PER_TENSOR, PER_CHANNEL, 32])
 @pytest.mark.parametrize("method", [GPTQ(), GPTQ(static_groups=False)], ids=str)
 def test_layers_that_share_inputs_are_as_by_themselves(method: GPTQ, group_size: int) -> None:
