@@ -110,7 +110,7 @@ def test_parts_quantized_alone_have_no_front():
     (view,) = specified(rows).workspaces
     assert panels(view.spec, "Scatter Plot")[0]["showMinYAxisLine"] is True
     runs = view.spec["section"]["runSets"][0]
-    assert chosen(runs)["config:policy"] == ("NIN", ["only 0.mlp", "only 1.mlp"])
+    assert chosen(runs)["config:policy.value"] == ("NIN", ["only 0.mlp", "only 1.mlp"])
 
 
 def test_numbers_that_span_more_than_a_factor_of_five_are_on_a_logarithmic_axis():
@@ -135,13 +135,13 @@ def test_each_method_has_a_front_of_its_own_runs():
     found = {}
     for grid in (block["metadata"] for block in heading["collapsedChildren"]):
         (runs,) = grid["runSets"]
-        ((_, (method,)),) = [v for k, v in chosen(runs).items() if k == "config:method"]
+        ((_, (method,)),) = [v for k, v in chosen(runs).items() if k == "config:method.value"]
         assert len(panels(grid, "Scatter Plot")) == 1
         assert panels(grid, "Scatter Plot")[0]["chartTitle"].endswith(f": {method}")
         found[method] = set(grid["customRunColors"].values())
     assert set(found) == {"gptq", "hqq", "rtn"}
     assert len({color for colors in found.values() for color in colors}) == 3
-    assert all("config:method" not in chosen(g["runSets"][0]) for g in grids(made)[:2])
+    assert all("config:method.value" not in chosen(g["runSets"][0]) for g in grids(made)[:2])
 
 
 def test_only_good_runs_of_this_experiment_and_model_are_shown():
@@ -151,9 +151,9 @@ def test_only_good_runs_of_this_experiment_and_model_are_shown():
     assert len(runs) == 6  # the workspace; all, bars, and three methods
     for filters in map(chosen, runs):
         assert filters["run:group"] == ("IN", ["demo"])
-        assert filters["config:status"] == ("IN", ["ok"])
+        assert filters["config:status.value"] == ("IN", ["ok"])
         assert filters["run:tags"] == ("NIN", ["superseded"])
-        assert filters["config:model"] == ("IN", ["reference"])
+        assert filters["config:model.value"] == ("IN", ["reference"])
     kinds = [chosen(one)["run:jobType"][1] for one in runs]
     assert kinds[:3] == [["quality", "timing"], ["quality"], ["timing"]]
 
@@ -182,7 +182,7 @@ def test_decode_speed_is_a_bar_where_it_was_measured_one_panel_for_each_hardware
         if row.kind == "timing" and row.point["method"] == "rtn":
             row.provenance["device"] = "another"
     bars = [grid for grid in grids(specified(rows)) if panels(grid, "Bar Chart")]
-    where = [chosen(grid["runSets"][0])["config:machine"][1] for grid in bars]
+    where = [chosen(grid["runSets"][0])["config:machine.value"][1] for grid in bars]
     assert where == [["AMD EPYC x2"], ["another"]]
 
 
@@ -238,7 +238,7 @@ def test_two_checkpoints_of_one_name_are_told_apart_by_their_hash():
         for sha in sorted([rows[0].model["sha256"], "f" * 64], key=lambda s: s[:8])
     ]
     for view in made.workspaces:
-        (sha,) = chosen(view.spec["section"]["runSets"][0])["config:checkpoint_sha256"][1]
+        (sha,) = chosen(view.spec["section"]["runSets"][0])["config:checkpoint_sha256.value"][1]
         assert view.title.endswith(sha[:8])
 
 
@@ -319,7 +319,7 @@ def test_a_value_with_an_equals_sign_or_a_quote_is_filtered_by_as_it_is(tmp_path
     name = "it's a=b < c within_last 5 days"
     made = workspace.load(workspace.write(specified(second_model(name)), tmp_path))
     runs = made.workspaces[0].spec["section"]["runSets"][0]
-    assert chosen(runs)["config:model"] == ("IN", [flat.plain(name)])
+    assert chosen(runs)["config:model.value"] == ("IN", [flat.plain(name)])
     assert made.workspaces[0].title == "demo fronts"
 
 
@@ -402,8 +402,8 @@ def test_publish_writes_the_view_of_the_runs_that_it_wrote(tmp_path, monkeypatch
     for run in written:
         assert run["group"] in filters["run:group"][1]
         assert run["job_type"] in filters["run:jobType"][1]
-        assert run["config"]["status"] in filters["config:status"][1]
-        assert run["config"]["model"] in filters["config:model"][1]
+        assert run["config"]["status"] in filters["config:status.value"][1]
+        assert run["config"]["model"] in filters["config:model.value"][1]
         front = {"file_mib", "ppl/in_domain"} <= set(run["summary"])
         assert front == (run["job_type"] == "quality")
         assert ("decode_vs_bf16" in run["summary"]) == (run["job_type"] == "timing")

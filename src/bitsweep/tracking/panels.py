@@ -238,13 +238,18 @@ def _filter(
         expr.Metric("Group").isin(list(block.experiments)),
         expr.Metric("JobType").isin(list(kinds)),
         expr.Tags().notin([SUPERSEDED]),
-        expr.Config("status").isin(["ok"]),
+        _column("status").isin(["ok"]),
     ]
     chosen = {**block.where, **(also or {})}
-    terms += [expr.Config(name).isin(list(values)) for name, values in chosen.items()]
-    terms += [expr.Config(name).notin(list(values)) for name, values in without.items()]
+    terms += [_column(name).isin(list(values)) for name, values in chosen.items()]
+    terms += [_column(name).notin(list(values)) for name, values in without.items()]
     runs._stashed_filters_v2 = expr.filters_tree_to_v2(expr.And(*terms).to_model())
     runs._stashed_filter_string = text
+
+
+def _column(name: str) -> expr.Config:
+    """A column of runs' config as the app itself names it in filters: W&B keeps its ``value``."""
+    return expr.Config(f"{name}.value")
 
 
 def _ranked(block: Block, kinds: Sequence[Kind]) -> list[Axis]:
