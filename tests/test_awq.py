@@ -21,6 +21,7 @@ from bitsweep.methods.awq import (
     _is_query_or_key,
     _normalised,
     _Parent,
+    _Search,
     clipped,
 )
 from bitsweep.methods.rtn import RTN
@@ -224,6 +225,16 @@ def test_masks_are_kept(model: Model, calibration: Calibration) -> None:
     pruned.masks[DOWN] = mask
     found = quantize(AWQ(), pruned, calibration.of(pruned))
     assert bool((found.weight(DOWN)[~mask] == 0).all())
+
+
+def test_factors_are_judged_without_the_pruned_weights(
+    model: Model, calibration: Calibration
+) -> None:
+    full, spec = model.copy(), LayerSpec(QuantSpec(1, 32, format="binary"))  # has no 0 of its own
+    mask = full.masks[DOWN] = gaussian(*full.weight(DOWN).shape) > 0
+    search = _Search(full, Plan({DOWN: spec}), next(calibration.blocks(full)), windows=None)
+    rounded = search._rounded(DOWN, full.weight(DOWN) * mask, torch.ones(mask.shape[1]))
+    assert torch.equal(rounded != 0, mask)
 
 
 @pytest.mark.parametrize(

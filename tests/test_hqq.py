@@ -52,6 +52,15 @@ def test_one_step_is_the_equations_on_the_page() -> None:
     assert zero.tolist() == [[pytest.approx(-0.06, rel=2**-11)]]
 
 
+def test_each_step_shrinks_less() -> None:
+    # As above, with kappa = 2: the second step shrinks by 1 / 20. Errors -0.06, 0.34 x 3, -0.06 are
+    # then -0.01, 0.29 x 3, -0.01, and z = mean(-0.01, -0.11 x 3, -0.01) = -0.07: mean error 0.226.
+    spec = QuantSpec(2, -1, scale_dtype="float32", zero="real")
+    weight = torch.tensor([[0.0, 0.4, 0.4, 0.4, 3.0]])
+    zero = HQQ(p=1.0, kappa=2.0, iterations=3).quantize(weight, spec).params["zero"]
+    assert zero.tolist() == [[pytest.approx(-0.07, rel=2**-11)]]
+
+
 def test_what_hqq_cannot_optimise_is_refused() -> None:
     assert "symmetric=true" in (HQQ().skip(QuantSpec(4, 64, True)) or "")
     assert "format=nf" in (HQQ().skip(QuantSpec(4, 64, format="nf")) or "")
