@@ -187,4 +187,6 @@ def test_show_prints_the_texts_among_the_details(tmp_path: Path, capsys):
     Store(tmp_path / "demo").put(record, [{"prompt": 128, "batch": 1}, said])
     place = ["--results-dir", str(tmp_path)]
     assert cli.dispatch(["show", record.run_id[:8], *place]) == cli.OK
-    assert "bleu/t: Once\n  text            a cat" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "bleu/t: 0 of 1 texts are the original's" in text
+    assert "prompt     Once\n  this point a cat\n  original   a dog" in text

@@ -95,9 +95,9 @@ Limits, all of which must hold (none at all: --keep 0.99):
 
 Exit code 0 where a point passes, 1 where none does, 2 for mistakes. More: docs/recommend.md""",
     "show": """\
-bitsweep show RUN_ID [--results-dir FOLDER]
+bitsweep show RUN_ID [--texts N] [--results-dir FOLDER]
 
-The beginning of a run_id or point_id is enough.""",
+The beginning of a run_id or point_id is enough. --texts: how many of each task, 3 unless told.""",
     "export": """\
 bitsweep export RUN_ID --to FORMAT [--out FOLDER] [--results-dir FOLDER]
 bitsweep export KEY=VALUE ... --to FORMAT [--out FOLDER] [--config-dir FOLDER]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +54,11 @@ def show(argv: list[str]) -> int:
     """``bitsweep show RUN_ID``: what one Record says, from its two files."""
     flags = Parser(prog="bitsweep show", add_help=False)
     flags.add_argument("run_id")
+    flags.add_argument("--texts", type=int, default=SHOWN_TEXTS)
     flags.add_argument("--results-dir", type=Path, default=Path("results"))
     given = flags.parse_args(argv)
     for store, record in lookup("show", given.run_id, given.results_dir):
-        _show(store, record)
+        _show(store, record, given.texts)
     return cli.OK
 
 
@@ -81,9 +81,8 @@ def lookup(verb: str, run_id: str, results: Path) -> list[tuple[Store, Record]]:
     return found
 
 
-def _show(store: Store, record: Record) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _show(store: Store, record: Record, texts: int) -> None:
+    from bitsweep.console import Console
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"{record.point.get('label')}  {record.kind}  {record.status}")
@@ -94,31 +93,51 @@ def _show(store: Store, record: Record) -> None:
         value = getattr(record, name)
         if value:
             console.print(f"{name:<11} {json.dumps(value, ensure_ascii=False, default=str)}")
-    table = Table("metric", "value", "interval", "to full precision", "unit", box=None)
-    for metric in record.metrics.values():
-        table.add_row(*_row(metric))
-    if record.metrics:
-        console.print(table)
     rows = list(store.details(record.run_id))
-    for row in rows:
-        for layer, became in row.get("plan", {}).items():
-            console.print(f"  {layer:<50}{became}")
-    for row in islice((row for row in rows if "metric" in row and "prompt" in row), SHOWN_TEXTS):
-        console.print(f"\n{row['metric']}: {row['prompt'][-300:]}")
-        for said in ("text", "full_precision"):
-            console.print(f"  {said:<15} {row[said]}")
-    console.print("")
+    layers = {layer: became for row in rows for layer, became in row.get("plan", {}).items()}
+    for line in (*_metrics(record), *_columns(list(layers.items())), *_texts(rows, texts)):
+        console.print(line)
+
+
+def _metrics(record: Record) -> list[str]:
+    heads = ("metric", "value", "unit", "interval", "to full precision")
+    rows = [_row(metric) for metric in record.metrics.values()]
+    return _columns([heads, *rows] if rows else [])
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as wide as they need: a line that is too long for the terminal runs on."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = (map(str.ljust, row, widths) for row in rows)
+    return ["", *(f"  {'  '.join(cells)}".rstrip() for cells in padded)] if rows else []
 
 
 def _row(metric: Metric) -> tuple[str, ...]:
     if metric.value is None:
-        return metric.name, "", "", str(metric.reason), metric.unit
+        return metric.name, "", metric.unit, "", str(metric.reason)
     bounds = "" if metric.lo is None or metric.hi is None else f"{metric.lo:.4g} to {metric.hi:.4g}"
     delta = ""
     if metric.delta is not None:
-        sign = "×" if metric.delta.kind == "ratio" else "+"
-        delta = f"{sign} {metric.delta.value:.4g} [{metric.delta.lo:.4g}, {metric.delta.hi:.4g}]"
-    return metric.name, f"{metric.value:.6g}", bounds, delta, metric.unit
+        times, sign = ("× ", "") if metric.delta.kind == "ratio" else ("", "+")
+        ends = (metric.delta.value, metric.delta.lo, metric.delta.hi)
+        value, lo, hi = (f"{end:{sign}.4g}" for end in ends)
+        delta = f"{times}{value} [{lo}, {hi}]"
+    return metric.name, f"{metric.value:.6g}", metric.unit, bounds, delta
+
+
+def _texts(rows: Sequence[dict[str, Any]], most: int) -> Iterator[str]:
+    """What it generated, below it what full precision did: the first ``most`` of each task."""
+    tasks: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if "metric" in row and "prompt" in row:
+            tasks.setdefault(row["metric"], []).append(row)
+    for task, said in tasks.items():
+        same = sum(row["text"] == row["full_precision"] for row in said)
+        yield f"\n{task}: {same} of {len(said)} texts are the original's"
+        for row in said[: max(0, most)]:
+            yield f"  prompt     {row['prompt'][-300:]}"
+            yield f"  this point {row['text']}"
+            yield f"  original   {row['full_precision']}\n"
 
 
 def _yaml(group: str) -> Callable[[Path | None], dict[str, str]]:

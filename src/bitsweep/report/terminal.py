@@ -40,8 +40,9 @@ def show(report: Report, console: Console | None = None, next_command: str = "")
 
     ``next_command``: what to type next; empty after a report, which is the last step.
     """
-    from rich.console import Console
     from rich.text import Text
+
+    from bitsweep.console import Console
 
     console = console or Console()
     frame = report.frame
@@ -72,7 +73,8 @@ def show(report: Report, console: Console | None = None, next_command: str = "")
     refused = [row for row in rows if row["status"] == "refused"]
     if refused:
         reasons = len(labels.by_reason(refused))
-        console.print(f"refused: {len(refused)}, for {reasons} reasons that stand below the table")
+        why = f"{reasons} reasons that stand" if reasons > 1 else "a reason that stands"
+        console.print(f"refused: {len(refused)}, for {why} below the table")
     console.print(Text(f"table  {report.tables[0]}"))
     if report.figures:
         console.print(Text(f"front  {report.figures[0].with_suffix('.png')}"))
@@ -137,8 +139,10 @@ def _table(
     counts = pd.Series([row["status"] for row in rows]).value_counts()
     tied = sum(row["front"] == "tied" for row in rows)
     kind = frame.attrs["metrics"][quality]["delta"]
+    points = int(counts.get("ok", 0))
+    among = f"the front of {points} point{'s' * (points != 1)}"
     table = Table(
-        title=Text(f"{model}: {quality} against size, the front of {counts.get('ok', 0)} points"),
+        title=Text(f"{model}: {quality} against size, {among}"),
         caption=f"{tied} more are within noise of it" if tied else None,
         title_justify="left",
         caption_justify="left",
