@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -378,6 +379,41 @@ def test_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# ------------------------------------------------------------------------------ what docs show
+
+ROOT = Path(__file__).parents[1]
+TRANSCRIPTS = re.findall(
+    r"```console\n\$ (bitsweep recommend [^\n]+)\n(.*?)```",
+    (ROOT / "docs" / "recommend.md").read_text(encoding="utf-8"),
+    re.DOTALL,
+)
+README = re.findall(
+    r"^bitsweep (recommend [^#\n]+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+)
+
+
+def test_the_docs_have_transcripts() -> None:
+    assert len(TRANSCRIPTS) >= 5
+
+
+@pytest.mark.parametrize(("command", "shown"), TRANSCRIPTS, ids=[c for c, _ in TRANSCRIPTS])
+def test_a_transcript_of_the_docs_is_what_the_committed_records_give(
+    command: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    cli.dispatch(shlex.split(command)[1:])
+    assert capsys.readouterr().out == shown
+
+
+@pytest.mark.parametrize("command", README)
+def test_the_readmes_questions_have_an_answer(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["demo" if word == "mine" else word for word in shlex.split(command)[1:]]
+    code, _ = recommended(capsys, *words)
+    assert code in (cli.OK, 1)
 
 
 # --------------------------------------------------------------------------------- how it leaves

@@ -265,6 +265,6 @@ def _tell(written: Written) -> None:
         print(f"{line}, {100 * size.off:+.2f} % of the {size.predicted / MIB:.3f} predicted")
     if size.missed:
         why = ", ".join(
-            f"{PARTS[name]} {value / 1024:+.1f} KiB" for name, value in size.parts.items()
+            f"{PARTS[name]} {value / 1024:+.1f} KiB" for name, value in size.parts.items() if value
         )
         print(f"SIZE    off by more than 1 %: {why}")

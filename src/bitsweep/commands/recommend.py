@@ -146,7 +146,8 @@ def _check_names(given: argparse.Namespace, question: Question, table: pd.DataFr
                 flag = (
                     f"--{key} {value}" if key in ("model", "method") else f"--where {key}={value}"
                 )
-                raise UserError(f"{flag}: not in these Records; there are {there}")
+                known = f"there are {there}" if there else f"none has a value of {key}"
+                raise UserError(f"{flag}: not in these Records; {known}")
 
 
 def _print(

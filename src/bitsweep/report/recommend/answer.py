@@ -1,6 +1,6 @@
 """Which points to take: those within all limits of a line, in order of what is to be best.
 
-The order, and what is tied in it, is ``ranking.py``'s.
+The order, and what is tied in it, is ``ranking``'s.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _answer(
     good = ("yes",) if question.sure else PASSING
     passing = [c for c in candidates if c.verdict in good]
     ranked, tied = rank(passing, best)
-    near, relaxed = ([], []) if passing else _nearest(candidates, good)
+    near, relaxed = ([], []) if passing else _nearest(rank(candidates, best)[0], good)
     left_out: Counter[str] = Counter()
     unmeasured: dict[str, tuple[int, str]] = {}
     for candidate in candidates:
@@ -155,7 +155,8 @@ def _nearest(
     candidates: Sequence[Candidate], good: Sequence[str]
 ) -> tuple[list[Candidate], list[Relaxed]]:
     """Points by how many limits they break and how far, those with all numbers alone where there
-    are such; and each limit that alone keeps points out, with the point that asks least of it.
+    are such, else as ``candidates``, which are ranked; and each limit that alone keeps points out,
+    with the point that asks least of it.
     """
 
     def broken(candidate: Candidate) -> list[Check]:
@@ -171,7 +172,6 @@ def _nearest(
             len({check.name for check in broken(c)}),
             lacking(c),
             sum(check.beyond for check in broken(c)),
-            str(c.row["run_id"]),
         ),
     )
     relaxed: dict[str, Relaxed] = {}

@@ -46,6 +46,7 @@ def _model(answer: Answer, question: Question, handoff: Handoff) -> dict[str, An
             }
             for relaxed in answer.relaxed
         ],
+        "measure": handoff.timings(answer),
     }
 
 

@@ -258,8 +258,11 @@ LONG = 160
 def relax(answer: Answer, sure: bool = False) -> list[str]:
     """For each limit that alone is in the way: the flag that would let a point pass, and which."""
     if not answer.relaxed:
-        missing = " that has all its numbers" if answer.unmeasured else ""
-        return [f"no limit, relaxed alone, lets a point pass{missing}"]
+        lacking = max((count for count, _ in answer.unmeasured.values()), default=0)
+        if lacking == answer.considered:
+            return ["no point has all its numbers, so no limit that is moved lets one pass"]
+        missing = " of those that have all their numbers" if lacking else ""
+        return [f"no limit that is moved alone lets a point pass{missing}"]
     return [
         f"{flag(r.check, answer.line, sure)} would let {r.by.name} pass "
         f"({acceptance.explain(r.check)})"
