@@ -15,7 +15,7 @@ from bitsweep.methods.auto_round import AutoRound, Learner, _batches
 from bitsweep.methods.rtn import RTN
 from bitsweep.models import Model
 from bitsweep.policies import Policy, Rule
-from bitsweep.spec import QuantSpec
+from bitsweep.spec import LayerSpec, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
 
 UNIFORM = Policy("uniform", (Rule(role="linear"),))
@@ -100,6 +100,28 @@ def test_it_goes_downhill(model: Model, calibration: Calibration) -> None:
     learned = quantize(AutoRound(iterations=30, batch=4), model, calibration)
     rtn = quantize(RTN(), model, calibration)
     assert block_error(model, learned, calibration) < 0.8 * block_error(model, rtn, calibration)
+
+
+def test_steps_that_do_harm_are_not_kept(model: Model, calibration: Calibration) -> None:
+    wild = quantize(AutoRound(iterations=3, lr=10.0), model, calibration)  # ranges end at 0
+    rtn = quantize(RTN(), model, calibration)
+    assert wild.plan is not None
+    assert all(torch.equal(wild.weight(name), rtn.weight(name)) for name in wild.plan.layers)
+
+
+def test_the_rate_falls_linearly_to_zero(
+    model: Model, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates, step = [], Learner.step
+
+    def noting(learner: Learner, rate: float, clip: bool) -> None:
+        rates.append(rate)
+        step(learner, rate, clip)
+
+    monkeypatch.setattr(Learner, "step", noting)
+    one = Plan({"model.layers.0.mlp.down_proj": LayerSpec(QuantSpec(3, 32))})
+    AutoRound(iterations=4)(model.copy(), one, calibration)
+    assert rates == [1 / 4, 3 / 16, 2 / 16, 1 / 16]
 
 
 def test_every_window_comes_once_in_a_shuffle() -> None:

@@ -180,6 +180,14 @@ def test_pruned_weights_stay_pruned(model, calibration):
     )
 
 
+def test_a_pruned_weight_is_zero_while_it_trains():
+    weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(1))
+    mask = weight > 0
+    start = QuantTensor.quantize(weight, W2).masked(mask)
+    layer = Latent(start, weight, ["layer"], learn_steps=False, noise=None)
+    assert not layer.value()[~mask].any()
+
+
 def test_columns_in_another_order_keep_their_codes(calibration):
     hessian = torch.eye(64) + 0.1
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import tiny
 import torch
 from torch import Tensor
 
+from bitsweep.artifacts import Artifacts
+from bitsweep.calibration import Calibration
 from bitsweep.calibration.statistics import Energy
 from bitsweep.errors import UserError
 from bitsweep.methods.squeezellm import SqueezeLLM, quantize
-from bitsweep.spec import PER_TENSOR, QuantSpec
+from bitsweep.models import Model
+from bitsweep.spec import PER_TENSOR, LayerSpec, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
 
 W3 = QuantSpec(3, format="codebook")
@@ -44,6 +50,22 @@ def test_energy_is_the_diagonal_of_the_hessian() -> None:
     energy.add(inputs[:1])
     energy.add(inputs[1:])
     assert energy.value().tolist() == [5.0, 2.0]  # (1 + 9) / 2, (4 + 0) / 2
+
+
+def test_in_a_model_kept_weights_count_by_the_energy_of_their_inputs(
+    model: Model, tmp_path: Path
+) -> None:
+    name, spec = "model.layers.1.mlp.down_proj", QuantSpec(2, format="codebook")
+    pruned = model.copy()
+    mask = pruned.masks[name] = (
+        torch.rand(model.weight(name).shape, generator=torch.Generator().manual_seed(0)) > 0.3
+    )
+    text = tiny.letters(tmp_path, 2048, windows=4, window=32)
+    calibration = Calibration(pruned, text, Artifacts(None))
+    found = SqueezeLLM()(pruned.copy(), Plan({name: LayerSpec(spec)}), calibration)
+    (energy,) = (e for names, e in calibration.full_precision(1, Energy).items() if name in names)
+    expected = quantize(model.weight(name), spec, energy * mask)
+    assert torch.equal(found.weight(name), expected.masked(mask).dequantize())
 
 
 def test_formats_without_entries_are_refused() -> None:
