@@ -39,6 +39,18 @@ def test_quality_and_timing_of_a_point_are_one_row():
     assert (table.loc[0, "engine"], table.loc[0, "threads"]) == ("torch_int4", 2)
 
 
+def test_what_was_asked_of_a_point_later_adds_to_its_row():
+    """``probes=latency`` after ``probes=quality`` measures the size again, in its own Record."""
+    size = records.number("file_mib", 2.5, "MiB")
+    judged = records.record("rtn", 4, metrics=[records.ppl(2.7), records.number("kl/t", 0.1)])
+    later = records.record("rtn", 4, metrics=[size])
+    for run_id in ("0" * 64, "f" * 64):  # whichever comes first
+        later.run_id = run_id
+        (row,) = labels.rows(frame([judged, later]))
+        assert (row["ppl/in_domain"], row["run_id"]) == (2.7, judged.run_id)
+        assert row["file_mib"] == 2.5
+
+
 def test_an_axis_that_only_some_records_know_is_an_axis():
     """Axes stand before ``point_id``: by that names, filters and figures find them."""
     old, new = records.record("rtn", 4), records.record("rtn", 8)

@@ -160,8 +160,13 @@ def _engine(record: Record) -> str | None:
 
 
 def _row(group: Sequence[Record], names: dict[str, str], machines: Machines) -> dict[str, Any]:
-    """The columns of one point. Of two engines on one machine the faster decode, the lower peak."""
-    main = next((r for r in group if r.kind == "quality"), group[0])
+    """The columns of one point. Of two engines on one machine the faster decode, the lower peak.
+
+    Of several Records of its quality (other probes, asked later) the one with most numbers is what
+    the row names; the others add what it has not measured.
+    """
+    judged = sorted((r for r in group if r.kind == "quality"), key=_fullest_first)
+    main = judged[0] if judged else group[0]
     config = {k: v for k, v in main.point.items() if k not in (*HARDWARE, "model")}
     row: dict[str, Any] = {
         "experiment": main.experiment,
@@ -180,9 +185,10 @@ def _row(group: Sequence[Record], names: dict[str, str], machines: Machines) -> 
         **exported(main.point, main.plan.get("summary") or UNTOUCHED),
         **_notes(main),
     }
-    if main.kind == "quality":
-        for metric in main.metrics.values():
-            row.update(_cells(metric, metric.name))
+    for record in judged:
+        for metric in record.metrics.values():
+            if row.get(metric.name) is None:
+                row.update(_cells(metric, metric.name))
     for record in sorted((r for r in group if r.kind == "timing"), key=_slowest_first):
         device, threads = hardware(record)
         suffix = machines.get((device, threads), "")
@@ -227,6 +233,10 @@ def _notes(record: Record) -> dict[str, Any]:
 def whole(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of models quantized as a whole: without those of one part alone."""
     return frame[frame["only"].isna()] if "only" in frame else frame
+
+
+def _fullest_first(record: Record) -> tuple[bool, int, str]:
+    return record.status != "ok", -len(record.metrics), record.run_id
 
 
 def _slowest_first(record: Record) -> tuple[float, float, str]:
