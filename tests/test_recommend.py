@@ -253,6 +253,12 @@ def test_a_line_of_ones_own_is_a_yaml(tmp_path: Path) -> None:
         None,
         Amount(0.5, True),
     )
+    path.write_text("keep: {acc: 2}\n")
+    with pytest.raises(UserError, match="mine.yaml: keep acc 2: takes a share"):
+        limits.preset(str(path))
+    path.write_text("drop: {bleu: x}\n")
+    with pytest.raises(UserError, match="mine.yaml: drop bleu=x: takes METRIC"):
+        limits.preset(str(path))
     path.write_text("speed: 2\n")
     with pytest.raises(UserError, match="speed: no such limit; did you mean speedup"):
         limits.preset(str(path))
@@ -268,6 +274,10 @@ def test_a_line_of_ones_own_is_a_yaml(tmp_path: Path) -> None:
         (["demo", "--max-memory", "900"], "did you mean 900MiB?"),
         (["demo", "--keep", "90"], "--keep 90: takes a share over 0 and up to 1; for 90 per cent"),
         (["demo", "--keep", "much"], "--keep much: takes a share"),
+        (["demo", "--keep", "101%"], "takes a share over 0 and up to 1\n"),
+        (["demo", "methods"], "two protocols meet for model=reference"),
+        (["demo", "methods"], "take them one at a time: demo, then methods"),
+        (["demo", "--where", "recover=x"], "not in these Records; none has a value of recover"),
         (["demo", "--min-speedup", "fast"], "--min-speedup fast: takes a number over 0"),
         (["demo", "--max-drop", "bleu"], "--max-drop bleu: takes METRIC=POINTS"),
         (["demo", "--max-drop", "blue=1"], "--max-drop blue: not in these Records; did you mean"),

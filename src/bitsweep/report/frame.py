@@ -119,8 +119,8 @@ def _apart(one: Record, first: str, other: Record, second: str) -> str:
     ]
     if one.experiment != other.experiment:
         shown = (f"'{said}' (experiment={record.experiment})" for record, said in found)
-        both = f"`bitsweep report {one.experiment}`, `bitsweep report {other.experiment}`"
-        return f"{' and '.join(shown)}; report them apart: {both}"
+        both = f"{one.experiment}, then {other.experiment}"
+        return f"{' and '.join(shown)}; take them one at a time: {both}"
     shown = (f"'{said}' (run {record.run_id[:12]})" for record, said in found)
     mine = other.run_id[:12]
     return (

@@ -58,22 +58,26 @@ def own_line(path: Path) -> Acceptance:
     sizes = {key: str(values[key]) for key in ("memory", "file") if key in values}
     return Acceptance(
         path.stem,
-        drops(words) if words else {},
-        {str(name): share(str(limit)) for name, limit in values.get("keep", {}).items()},
+        drops(words, f"{where}: drop") if words else {},
+        {str(k): share(str(v), f"{where}: keep {k}") for k, v in values.get("keep", {}).items()},
         positive(f"{where}: speedup", str(values["speedup"])) if "speedup" in values else None,
         **{key: amount(f"{where}: {key}", text) for key, text in sizes.items()},
     )
 
 
-def share(text: str) -> float:
+def share(text: str, flag: str = "--keep") -> float:
     """``0.9`` or ``90%``."""
     percent = text.endswith("%")
     if re.fullmatch(NUMBER, text.removesuffix("%")) is None:
-        raise UserError(f"--keep {text}: takes a share of full precision's quality, as 0.9")
+        raise UserError(f"{flag} {text}: takes a share of full precision's quality, as 0.9")
     value = float(text.removesuffix("%")) / (100 if percent else 1)
     if not 0 < value <= 1:
-        hint = f"; for {value:g} per cent write {value / 100:g}" if 1 < value <= 100 else ""
-        raise UserError(f"--keep {text}: takes a share over 0 and up to 1{hint}")
+        hint = (
+            f"; for {value:g} per cent write {value / 100:g}"
+            if 1 < value <= 100 and not percent
+            else ""
+        )
+        raise UserError(f"{flag} {text}: takes a share over 0 and up to 1{hint}")
     return value
 
 
@@ -92,14 +96,14 @@ def amount(flag: str, text: str) -> Amount:
     return Amount(value * UNITS[unit] / 2**20)
 
 
-def drops(text: str) -> dict[str, Amount]:
+def drops(text: str, flag: str = "--max-drop") -> dict[str, Amount]:
     """``bleu=1,rougeL=2,ppl=5%``."""
     found = {}
     for item in text.split(","):
         name, _, limit = item.partition("=")
         if not name or re.fullmatch(rf"{NUMBER}%?", limit) is None:
             raise UserError(
-                f"--max-drop {item}: takes METRIC=POINTS or METRIC=PERCENT%, as bleu=1,ppl=5%"
+                f"{flag} {item}: takes METRIC=POINTS or METRIC=PERCENT%, as bleu=1,ppl=5%"
             )
         found[name] = Amount(float(limit.removesuffix("%")), limit.endswith("%"))
     return found
