@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -14,6 +14,8 @@ from bitsweep.report.labels import Row
 from bitsweep.report.sheet import Line, Sheet
 
 SEEDS = ("seed", "calibration.seed")
+COUNT = "seeds"
+"""The column of :func:`averaged` that says how many points a row was."""
 
 
 def repeated(frame: pd.DataFrame) -> list[list[Row]]:
@@ -24,11 +26,55 @@ def repeated(frame: pd.DataFrame) -> list[list[Row]]:
     axes = [n for n in names[names.index("model") : names.index("point_id")]
             if n not in (*SEEDS, "label")]  # fmt: skip
     found: dict[tuple[str, ...], list[Row]] = {}
-    for row in labels.rows(frame):
+    rows = labels.rows(frame)
+    points = zip(*(map(str, rows.columns[name]) for name in ("experiment", *axes)), strict=True)
+    for row, point in zip(rows, points, strict=True):
         if row["status"] == "ok" and not is_reference(row):
-            key = (str(row["experiment"]), *(str(row.get(axis)) for axis in axes))
-            found.setdefault(key, []).append(row)
+            found.setdefault(point, []).append(row)
     return [rows for rows in found.values() if len({_seeds(row) for row in rows}) > 1]
+
+
+def averaged(frame: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """``frame`` with one row, without seeds, for points that differ in nothing else.
+
+    Its numbers in ``metrics`` and their changes are means, the bounds of the changes one standard
+    deviation from them.
+    """
+    own = [name for name in SEEDS if name in frame]
+    if not any(frame[name].nunique() > 1 for name in own):
+        return frame
+    groups = repeated(frame)
+    place = {run_id: index for index, run_id in enumerate(frame["run_id"])}
+    extra = {place[row["run_id"]] for rows in groups for row in rows[1:]}
+    cells: dict[str, list[Any]] = {name: frame[name].tolist() for name in own}
+    cells[COUNT] = [None] * len(frame)
+    numbers: dict[str, list[Any]] = {}
+    for rows in groups:
+        first = place[rows[0]["run_id"]]
+        cells[COUNT][first] = len(rows)
+        for name in own:
+            cells[name][first] = None
+        for name in metrics:
+            for column, value in _average(rows, name):
+                if column not in numbers:
+                    known = column in frame
+                    numbers[column] = frame[column].tolist() if known else [None] * len(frame)
+                numbers[column][first] = value
+    made = {name: pd.Series(cells[name], frame.index, dtype=object) for name in cells}
+    made |= {name: pd.Series(numbers[name], frame.index, dtype=float) for name in numbers}
+    return frame.assign(**made)[[index not in extra for index in range(len(frame))]]
+
+
+def _average(rows: Sequence[Row], name: str) -> Iterator[tuple[str, float]]:
+    """Columns and numbers of one row for all of ``rows``."""
+    for column in (name, f"{name}.delta"):
+        known = [row[column] for row in rows if row.get(column) is not None]
+        if known:
+            yield column, statistics.fmean(known)
+        if len(known) > 1 and column != name:
+            middle, deviation = statistics.fmean(known), statistics.stdev(known)
+            yield f"{column}.lo", middle - deviation
+            yield f"{column}.hi", middle + deviation
 
 
 def sheet(frame: pd.DataFrame, metrics: Sequence[str], provenance: str) -> Sheet:
