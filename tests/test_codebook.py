@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bitsweep import formats
 from bitsweep.errors import UserError
-from bitsweep.formats.codebook import scalar_clusters
+from bitsweep.formats.codebook import _spread, scalar_clusters
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, QuantSpec
 from bitsweep.tensor import QuantTensor
 
@@ -132,3 +132,10 @@ def test_a_codebook_refuses_what_it_is_not(spec: QuantSpec, reason: str) -> None
 def test_weights_beyond_float16_say_what_to_do() -> None:
     with pytest.raises(UserError, match=r"scale_dtype=float16: .*; try scale_dtype=float32"):
         QuantTensor.quantize(weights() * 1e7, QuantSpec(4, format="codebook"))
+
+
+def test_centers_of_vectors_begin_where_there_is_error() -> None:
+    points = torch.zeros(1, 1000, 2)
+    points[0, 17] = 100  # all others have none once one of them is a center
+    centers = _spread(points, torch.ones_like(points), 2)
+    assert sorted(centers[0, :, 0].tolist()) == [0.0, 100.0]

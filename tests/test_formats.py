@@ -232,6 +232,14 @@ def test_an_exact_power_of_two_is_kept() -> None:
     assert QuantTensor.quantize(row(1.875, -0.5), spec).params["scale"].tolist() == [[0.25]]
 
 
+def test_the_zero_of_a_power_of_two_is_that_of_the_scale_itself() -> None:
+    # 3 bits, -5 to 4: the exact scale 9 / 7 becomes 2, so zero = round(5 / 2) = 2 (half to even;
+    # of the exact scale 4), and codes are round(w / 2) + 2, from 0 up.
+    quant = QuantTensor.quantize(row(-5, -2, 4), QuantSpec(3, scale_dtype="power_of_two"))
+    assert quant.codes.tolist() == [[0, 1, 4]]
+    assert quant.params["zero"].tolist() == [[2]]
+
+
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_groups_below_float16_lose_less_than_its_smallest_step(symmetric: bool) -> None:
     weight = weights() * 1e-8

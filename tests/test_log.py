@@ -88,3 +88,10 @@ def test_log_refuses_what_it_is_not() -> None:
     assert formats.get("pow2").skip(QuantSpec(4, 64, format="pow2")) == (
         "scale_dtype=float16: format=pow2 takes power_of_two"
     )
+
+
+def test_the_middle_between_0_and_a_value_goes_to_0() -> None:
+    # 3 bits, scale 1, powers of two: the least positive value is 1/4, the least negative one -1/8
+    weight = row(1.0, 0.125, 0.126, -0.0625, -0.063)
+    quant = QuantTensor.quantize(weight, pow2(3))
+    assert quant.dequantize().tolist() == [[1.0, 0.0, 0.25, 0.0, -0.125]]

@@ -49,6 +49,21 @@ def test_no_group_has_more_error_than_without_clipping(spec: QuantSpec) -> None:
     )
 
 
+def test_each_group_has_the_best_of_all_factors() -> None:
+    groups, spec = torch.randn(16, 4, 32, generator=torch.Generator().manual_seed(0)), GRIDS[2]
+    family = formats.get(spec.format)
+
+    def scales(shrink: float) -> dict[str, torch.Tensor]:
+        return family.fit(shrink * groups, spec)
+
+    def error(params: dict[str, torch.Tensor]) -> torch.Tensor:
+        codes = family.quantize(groups, params, spec)
+        return (family.dequantize(codes, params, spec) - groups).square().sum(-1)
+
+    least = torch.stack([error(scales(percent / 100)) for percent in range(100, 28, -2)]).amin(0)
+    assert torch.equal(error(fit_clipped(family, groups, spec, {})), least)
+
+
 def test_the_search_covers_what_its_page_says() -> None:
     assert (SHRINKS[0], SHRINKS[1], SHRINKS[-1], len(SHRINKS)) == (1.0, 0.98, 0.3, 36)
 

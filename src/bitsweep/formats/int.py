@@ -10,7 +10,8 @@ Conventions, where implementations differ:
 * **Asymmetric**: the range always includes 0; ``scale = (max - min) / (2**bits - 1)``,
   ``zero = round(-min / scale)`` clamped to a code, so that 0 is exact.
 * **Zero** is found from the scale before that is rounded to its stored dtype, as in
-  compressed-tensors and torchao; codes are chosen against the *stored* scale.
+  compressed-tensors and torchao (but from a power of two itself); codes are chosen against the
+  *stored* scale.
 * **Rounding** is half to even, of ``w / scale + zero`` in signed codes and float32, then clamped:
   the operations of compressed-tensors, whose codes come out equal bit for bit. (torchao multiplies
   by the reciprocal: a weight within one float32 rounding of a tie may go the other way.)
@@ -70,7 +71,7 @@ class Int(Family):
         exact = ((high - low) / levels).clamp_(min=SMALLEST[spec.scale_dtype])
         scale = store_scale(exact, spec)
         if spec.scale_dtype == "power_of_two":
-            exact = scale  # rounded up by as much as 2: its own zero, or the range would not fit
+            exact = scale  # rounded up by as much as 2: from its own zero codes begin at 0
         return {"scale": scale, "zero": store_zero(-low / exact, spec)}
 
     def quantize(self, groups: Tensor, params: Params, spec: QuantSpec) -> Tensor:
