@@ -254,10 +254,10 @@ def test_a_line_of_ones_own_is_a_yaml(tmp_path: Path) -> None:
         Amount(0.5, True),
     )
     path.write_text("keep: {acc: 2}\n")
-    with pytest.raises(UserError, match="mine.yaml: keep acc 2: takes a share"):
+    with pytest.raises(UserError, match=r"mine\.yaml: keep acc 2: takes a share"):
         limits.preset(str(path))
     path.write_text("drop: {bleu: x}\n")
-    with pytest.raises(UserError, match="mine.yaml: drop bleu=x: takes METRIC"):
+    with pytest.raises(UserError, match=r"mine\.yaml: drop bleu=x: takes METRIC"):
         limits.preset(str(path))
     path.write_text("speed: 2\n")
     with pytest.raises(UserError, match="speed: no such limit; did you mean speedup"):
