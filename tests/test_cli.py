@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import signal
 import subprocess
@@ -269,6 +270,78 @@ def test_an_interrupted_sweep_keeps_what_is_finished_and_says_how_to_go_on(desk:
     assert "finished points are kept; go on with: bitsweep run model.path=llama" in said
     assert "Traceback" not in said
     assert desk.records("adhoc")
+
+
+@pytest.mark.parametrize("verb", ["report", "plan"])
+def test_any_verb_that_is_interrupted_says_so_in_a_line(
+    desk: Desk,
+    verb: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    module = importlib.import_module(f"bitsweep.commands.{cli.VERBS[verb][0]}")
+    monkeypatch.setattr(module, verb, interrupted)
+    assert cli.dispatch([verb, "demo"]) == cli.STOPPED
+    assert capsys.readouterr().err == "stopped\n"
+
+
+def test_what_a_batch_system_sends_at_its_limit_is_a_ctrl_c(tmp_path: Path) -> None:
+    wait = "import sys, time, bitsweep.cli as cli; cli.dispatch = lambda a: print('on', flush=True)"
+    wait += " or time.sleep(60); cli.main([])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", wait],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "on\n"
+    process.terminate()
+    assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
+
+
+def test_an_interrupted_report_of_a_sweep_says_how_to_go_on(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bitsweep import report
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "write", interrupted)
+    assert cli.dispatch(["run", *desk.overrides("-m", "bits=3,4")]) == cli.STOPPED
+    assert "stopped; 2 finished points are kept; go on with: bits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["list"], "list: takes one of methods"),
+        (["doctor", "now"], "doctor now: takes nothing more"),
+        (["run", "-m", "method=glob(x*)"], "method=glob(x*): stands for no value"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.dispatch(argv) == cli.MISTAKE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_an_experiment_that_is_no_text_is_named_by_every_verb(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk.experiment("mine", "grids:\n  - {bits: 3}\n")
+    path = desk.folder / "experiments" / "mine.yaml"
+    path.write_bytes("# Grüße\n".encode("latin-1") + path.read_bytes())
+    for verb in ("plan", "sweep"):
+        assert cli.dispatch([verb, "mine"]) == cli.MISTAKE
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "mine.yaml: is not UTF-8" in line
 
 
 def test_exit_code_reaches_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,25 @@ def test_every_configuration_file_opens_with_one_line_about_itself(group: str) -
         ("+experiments=deno", "deno: no such experiment; did you mean demo"),
         ("calibration=text", "calibration.source.path: must be given; write calibration.source"),
         ("model=null", "model=null: takes one of .*reference"),
+        ("method=3", "method=3: takes one of .*rtn"),
+        ("method=[rtn]", r"method=\[rtn\]: takes one of .*rtn"),
+        ("~method", "~method: takes one of .*rtn"),
+        ("=3", "^=3: not an override; write key=value$"),
+        ("~bitz", "~bitz: no such key; did you mean bits?"),
+        ("bits=${nix}", "bits: Interpolation key 'nix' not found"),
+        ("demo", "demo: is an experiment; write bitsweep sweep demo"),
+        ("+experiments=demo.yaml", "demo.yaml: no such experiment; did you mean demo"),
+        ("data.path=~/x.txt", r"data.path=~/x.txt: a ~ behind = stays a ~; write \$HOME"),
+        ("data.path=a=b.txt", r"""data.path=a=b.txt: .*; write 'data.path="a=b.txt"'"""),
+        ("data.path=grün.txt", """data.path=grün.txt: .*; write 'data.path="grün.txt"'"""),
+        (
+            "transforms.rotate.seed=3",
+            r"rotate is not asked for; write transforms=\[rotate\]",
+        ),
+        ("recover.lowrank.rank=3", r"no such recover; did you mean low_rank\?"),
+        ("tracker.project=x", r"no such key; did you mean tracker.wandb.project\?"),
+        ("tracker.mlflow.uri=x", r"write tracker=\[wandb,mlflow\] as well"),
+        ("calibration.source.path=x", "source is null in this calibration .*text"),
     ],
 )
 def test_hydras_errors_are_one_line_with_the_nearest_names(override: str, message: str) -> None:
@@ -95,6 +115,24 @@ def test_an_experiment_that_is_no_utf8_is_named(
     (tmp_path / "experiments" / "mine.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"mine.yaml: is not UTF-8 .*; convert it"):
         compose(["+experiments=mine"])
+
+
+def test_a_group_in_an_experiments_defaults_without_override_is_told_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "mine.yaml").write_text("defaults:\n  - method: rtn\n")
+    with pytest.raises(UserError, match=r"in an experiment's defaults write override /method: rtn"):
+        compose(["+experiments=mine"])
+
+
+def test_a_quoted_path_is_the_path_that_the_message_quotes() -> None:
+    with pytest.raises(UserError) as caught:
+        compose(["data.path=it's a=b, ü.txt"])
+    (quoted,) = shlex.split(str(caught.value).rpartition("; write ")[2])
+    values, _ = plain_config(compose(["data=text", quoted]))
+    assert values["data"]["path"] == "it's a=b, ü.txt"
 
 
 def test_a_folder_of_the_users_own_adds_choices(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from bitsweep.composer import Composer
 
 AXES = {
     "group": ["method=rtn", "method=gptq"],
-    "list": ["transforms=[rotate,smooth]", "~kv"],
+    "list": ["transforms=[rotate,smooth]", "transforms=[]"],
     "of a group": ["+experiments=demo"],
     "mapping": ["model={dtype: bfloat16}", "model.path=x"],
     "value": ["bits=3", "++data.window=16"],

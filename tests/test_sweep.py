@@ -13,6 +13,7 @@ from desk import Desk, lay
 
 import bitsweep
 from bitsweep import cli, compose
+from bitsweep.errors import UserError
 from bitsweep.methods.rtn import RTN
 from bitsweep.sweep import Session, launch
 
@@ -179,3 +180,15 @@ def test_a_tracker_that_fails_costs_no_point(desk: Desk, monkeypatch: pytest.Mon
     session = swept(desk, "bits=3,4")
     assert not session.failed
     assert len(desk.records("adhoc")) == 2
+
+
+def test_a_grid_that_chooses_a_number_for_a_group_is_a_mistake(desk: Desk) -> None:
+    desk.experiment("numbers", "grids:\n  - {method: [3, 4]}\n")
+    with pytest.raises(UserError, match=r"method=3: takes one of .*rtn"):
+        swept(desk, *compose.experiment_overrides("numbers"))
+
+
+def test_a_sweep_over_folders_is_a_mistake(desk: Desk) -> None:
+    with pytest.raises(UserError, match="go to one folder, not to results/one, results/two"):
+        swept(desk, "experiment=one,two")
+    assert not (desk.folder / "results").exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -32,7 +33,8 @@ OK, MISTAKE, FAILED, STOPPED = 0, 2, 3, 130
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the console script."""
+    """Entry point of the console script. What a batch system sends at its limit is a ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = dispatch(list(sys.argv[1:] if argv is None else argv))
     gc.freeze()  # Python's last collections would look through all of torch: a second
     sys.exit(code)
@@ -47,6 +49,9 @@ def dispatch(argv: list[str]) -> int:
             raise
         print(f"bitsweep: {mistake}", file=sys.stderr)
         return MISTAKE
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return STOPPED
     except BrokenPipeError:  # `bitsweep list methods | head`
         sys.stderr.close()
         return OK

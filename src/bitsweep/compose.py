@@ -8,12 +8,12 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitsweep.axes import GROUPS, KNOWN
+from bitsweep.axes import CHAINS, GROUPS
 from bitsweep.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ MERGED = f"+{EXPERIMENTS}@_global_="
 
 Hydra reads ``# @package _global_`` on a file's first line only, which is where the question stands.
 """
+LISTED = (*CHAINS, "probes", "tracker")
+"""Groups of which several can be chosen."""
+WORD = re.compile(r"^(?!null$|true$|false$).*(?:[^\W\d_]|[\[{$])", re.IGNORECASE)
+"""What can be a choice: no number, and not nothing."""
 
 
 def conf_dir() -> Path:
@@ -66,14 +70,15 @@ def experiment_root(name: str) -> Path:
         if (root / EXPERIMENTS / f"{name}.yaml").is_file():
             return root
     known = sorted(experiments())
-    raise UserError(f"{name}: no such experiment{nearest(name, known)}{choices(known)}")
+    guess = nearest(Path(name).stem, known)  # for those who type the file
+    raise UserError(f"{name}: no such experiment{guess}{choices(known)}")
 
 
 def experiments() -> dict[str, Path]:
     """Every experiment file by name; one in the working directory hides the package's."""
     found: dict[str, Path] = {}
     for root in (shipped(EXPERIMENTS), Path.cwd() / EXPERIMENTS):
-        found |= {path.stem: path for path in sorted(root.glob("*.yaml"))}
+        found |= {path.stem: path for path in sorted(root.glob("*.yaml")) if path.is_file()}
     return found
 
 
@@ -150,16 +155,29 @@ def normal(overrides: Sequence[str]) -> list[str]:
     """The overrides as Hydra wants them: ``+experiments=NAME`` is merged at the top.
 
     Raises:
-        UserError: a group is set to null, on which Hydra has no message.
+        UserError: see :func:`check_choices`.
     """
-    for override in overrides:
-        group, _, choice = override.partition("=")
-        if group in GROUPS and choice in ("null", ""):
-            raise UserError(f"{override}: takes one of {', '.join(group_files(group))}")
+    check_choices(overrides)
     short = f"+{EXPERIMENTS}="
     return [
         MERGED + item.removeprefix(short) if item.startswith(short) else item for item in overrides
     ]
+
+
+def check_choices(overrides: Iterable[str]) -> None:
+    """What Hydra has no message for: groups left out, and choices that can be none.
+
+    Raises:
+        UserError: names the override, and what it takes.
+    """
+    for override in overrides:
+        key, _, choice = override.partition("=")
+        group = key.removeprefix("~")
+        listed = choice.startswith("[") and group not in LISTED
+        if group in GROUPS and (key != group or listed or not WORD.search(choice)):
+            raise UserError(f"{override}: takes one of {', '.join(group_files(group))}")
+        if not key:
+            raise UserError(f"{override}: not an override; write key=value")
 
 
 def typed(overrides: Sequence[str]) -> list[str]:
@@ -217,6 +235,8 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        from bitsweep.mistakes import explain
+
         raise _mistake(error)(explain(error)) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{_not_utf8()}: is not UTF-8 ({error.reason}); convert it") from error
@@ -233,54 +253,6 @@ def _mistake(error: Exception) -> type[UserError]:
     return _ChoiceError if missing else UserError
 
 
-def explain(error: Exception) -> str:
-    """One line for an error of Hydra's, with the nearest names where a name is unknown."""
-    import yaml
-    from hydra.errors import MissingConfigException, OverrideParseException
-
-    if isinstance(error, OverrideParseException):
-        line = _first_line(error)
-        why = f" ({line})" if "expecting" in line else ""  # other lines repeat the override
-        return f"{error.override}: not an override; write key=value{why}"
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"{mark.name}, line {mark.line + 1}: not sound YAML: {error.problem}"
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        return _no_such_choice(error.missing_cfg_file, error.options or ())
-    text = str(error)
-    if match := re.search(r"Could not override '(.+?)'", text):
-        given = re.search(r"To append to your config use \+(.*)", text)
-        return _no_such_key(match[1], given[1] if given else match[1], error.__cause__)
-    if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", text):
-        return f"{match[1]}: several values are a sweep; use bitsweep run -m"
-    if match := re.search(r"Override (\S+) looks like a config group", text):
-        return f"{match[1]}: there is no such group"
-    if match := re.search(r"Could not append to config. An item is already at '(.+?)'", text):
-        return f"+{match[1]}: is there already; write {match[1]}=VALUE without the +"
-    cause = error.__cause__
-    line = _first_line(error)
-    return f"{line}: {_first_line(cause)}" if cause is not None and str(cause) else line
-
-
-def _no_such_choice(path: str, options: Sequence[str]) -> str:
-    group, _, choice = path.partition("/")
-    if group not in GROUPS:  # Hydra's own: hydra/launcher
-        group, _, choice = path.rpartition("/")
-    # Hydra names none for a list of choices, and none that lie in a folder of the group.
-    options = list(dict.fromkeys([*options, *group_files(group)]))
-    return f"{group}={choice}: no such {group}{nearest(choice, options)}{choices(options)}"
-
-
-def _no_such_key(key: str, given: str, cause: BaseException | None) -> str:
-    parent = getattr(cause, "parent_node", None)
-    siblings = [str(k) for k in parent] if isinstance(parent, Mapping) or parent else []
-    siblings = [name for name in siblings if name not in ("hydra", "_target_")]
-    head, dot, _ = key.rpartition(".")
-    near = [f"{head}{dot}{name}" for name in siblings or (() if head else KNOWN)]
-    guess = nearest(key, near) or (choices(near) if head else "")
-    return f"{given}: no such key{guess}"
-
-
 def _not_utf8() -> str:
     """The experiment whose bytes are no text; the decoder does not say which file it read."""
     for path in experiments().values():
@@ -289,8 +261,3 @@ def _not_utf8() -> str:
         except UnicodeDecodeError:
             return str(path)
     return "a YAML file of --config-dir"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -61,6 +61,8 @@ def parse(values: Mapping[str, Any], taken: Mapping[str, str], command: str = ""
     run = {key: fit(key, values.get(key), hint) for key, hint in RUN_KEYS.items()}
     axes = {key: fit(key, values.get(key), hint) for key, hint in AXES.items()}
     _check_axes(axes, run)
+    if not run["results_dir"]:
+        raise UserError("results_dir=: takes a folder; write results_dir=. for this one")
     data = _data(taken["data"], _mapping("data", values))
     plugins = run["plugins"]
     method = target("method", values["method"], plugins)
@@ -371,9 +373,8 @@ def _calibration(name: str, value: Mapping[str, Any], data: Data) -> Calibration
     if windows < 1:
         raise UserError(f"calibration.windows={windows}: takes a whole number from 1")
     if window is not None and window < 2:
-        raise UserError(
-            f"calibration.window={window}: takes 2 tokens or more; without one it is data.window"
-        )
+        key = "data.window" if window == data.window else "calibration.window"
+        raise UserError(f"{key}={window}: takes 2 tokens or more")
     _check_seed("calibration.seed", seed)
     choice = fit("calibration.choice", rest.get("choice", "random"), str)
     if choice not in CHOICES:

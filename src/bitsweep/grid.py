@@ -119,6 +119,8 @@ def _given(arguments: Sequence[str], config_loader: Any) -> Axes:
                     given[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
                 except ValueError as error:  # range(2,5,0)
                     raise UserError(f"{line}: {error}") from error
+                if not given[key]:  # glob(x*), range(5,2)
+                    raise UserError(f"{line}: stands for no value")
             else:
                 raise UserError(f"{line}: takes a list of values; an interval has no end of them")
     return given

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from bitsweep import config, tracking
 from bitsweep.artifacts import Artifacts, cache_root
 from bitsweep.axes import AXES
-from bitsweep.compose import CONFIG_NAME, hydra_app, normal, one_line_errors, typed
+from bitsweep.compose import (
+    CONFIG_NAME,
+    check_choices,
+    hydra_app,
+    normal,
+    one_line_errors,
+    typed,
+)
 from bitsweep.config import Job, command_line
 from bitsweep.errors import Refused, UserError
 from bitsweep.grid import expand, literal
@@ -96,12 +103,19 @@ def survey(
         if candidate.prepared is not None:
             seen.setdefault(_name(candidate.prepared), candidate)
         found.append(candidate)
+    folders = sorted({str(candidate.job.point.folder) for candidate in found})
+    if len(folders) > 1:
+        raise UserError(
+            f"experiment, results_dir: the Records of a sweep go to one folder, not to "
+            f"{', '.join(folders)}; launch one after another"
+        )
     return found
 
 
 def _composed(
     overrides: list[str], config_loader: Any, master: DictConfig, config_dir: str | None = None
 ) -> Job:
+    check_choices(overrides)  # those of grids
     with one_line_errors():
         composed = config_loader.load_sweep_config(master, overrides)
     return config.job(composed, _command(overrides, config_dir))
@@ -217,12 +231,11 @@ class Session:
 
         started = time.perf_counter()
         self.candidates = survey(config_loader, master, arguments, self.artifacts, self.config_dir)
-        for folder in {candidate.job.point.folder for candidate in self.candidates}:
-            Store(folder).prepare()
+        store = Store(self.candidates[0].job.point.folder)
+        store.prepare()
         for candidate in self.candidates:
             if candidate.fate == "refused":
                 record = refused_record(candidate.job.point, candidate.reason)
-                store = Store(candidate.job.point.folder)
                 known = store.get(record.run_id)
                 if known is None or known.reason != record.reason:
                     store.put(record, [])

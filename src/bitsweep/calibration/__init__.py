@@ -123,9 +123,10 @@ class Calibration:
             return drawn.view(spec.windows, window)
         cut = data.windows(data.tokens(spec.source, self.model, self.artifacts), window)
         if not 0 < spec.windows <= len(cut):
+            fewer = f"1 to {len(cut)}, or " if len(cut) else ""
             raise UserError(
                 f"calibration.windows={spec.windows}: the text {spec.source.name} has "
-                f"{len(cut)} windows of {window} tokens; use 1 to {len(cut)}, or a smaller "
+                f"{len(cut)} windows of {window} tokens; use {fewer}a smaller "
                 "calibration.window"
             )
         return cut[self._chosen(spec.source, cut)].clone()

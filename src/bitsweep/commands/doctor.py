@@ -45,6 +45,8 @@ class Line:
 
 def doctor(argv: list[str]) -> int:
     """Print the findings; 2 where one is bad, else 0."""
+    if argv:
+        raise UserError(f"doctor {' '.join(argv)}: takes nothing more")
     worst = 0
     for line in findings():
         print(f"{line.state:<5}{line.topic:<10}{line.text}", flush=True)

@@ -140,12 +140,12 @@ def _sweep(overrides: list[str], config_dir: str | None, command: str) -> int:
     session = Session()
     try:
         launch(overrides, session, config_dir)
+        _report(session, command)
     except KeyboardInterrupt:
         session.progress.close()
         done = len(session.outcomes)
         print(f"stopped; {done} finished points are kept; go on with: {command}", file=sys.stderr)
         return cli.STOPPED
-    _report(session, command)
     if session.candidates and all(item.fate == "refused" for item in session.candidates):
         return cli.MISTAKE
     return cli.FAILED if session.failed else cli.OK

@@ -200,7 +200,8 @@ def list_(argv: list[str]) -> int:
     given = reader.parse_args(argv)
     if given.kind not in LISTS:
         guess = nearest(given.kind, LISTS)
-        raise UserError(f"list {given.kind}: takes one of {', '.join(LISTS)}{guess}")
+        named = f"list {given.kind}".strip()
+        raise UserError(f"{named}: takes one of {', '.join(LISTS)}{guess}")
     if given.config_dir is not None and not given.config_dir.is_dir():
         raise UserError(f"--config-dir {given.config_dir}: no such folder")
     rows: dict[str, Any] = LISTS[given.kind](given.config_dir)

@@ -11,11 +11,12 @@ import dataclasses
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 from bitsweep.errors import UserError
 from bitsweep.policies.choice import Asked, Choice
 from bitsweep.spec import FULL_BITS, QuantSpec
+from bitsweep.typed import fit
 
 if TYPE_CHECKING:
     from bitsweep.models import Layer, Model
@@ -131,7 +132,7 @@ class Policy:
         return cls(
             name=name,
             rules=tuple(_rule(f"policy.rules[{index}]", rule) for index, rule in enumerate(rules)),
-            untie=bool(value.get("untie", False)),
+            untie=fit("policy.untie", value.get("untie", False), bool),
         )
 
 
@@ -142,20 +143,22 @@ def _rule(where: str, value: Any) -> Rule:
     for key in value:
         if key not in known:
             raise UserError(f"{where}.{key}: no such key; a rule has {', '.join(known)}")
-    rule = Rule(**{key: value[key] for key in value})
+        if key != "blocks" or not isinstance(value[key], int):  # one number is not text
+            fit(f"{where}.{key}", value[key], get_type_hints(Rule)[key])
+    rule = Rule(**value)
     if rule.role is not None and rule.role not in (*ROLES, ALL_LINEAR):
         raise UserError(
             f"{where}.role={rule.role}: no such role; choose one of "
             f"{ALL_LINEAR}, {', '.join(ROLES)}"
         )
     width = rule.input_bits
-    if width is not None and not (isinstance(width, int | float) and 0 < width <= FULL_BITS):
+    if width is not None and not 0 < width <= FULL_BITS:
         raise UserError(f"{where}.input_bits={width}: takes a number over 0 and up to {FULL_BITS}")
     if rule.keep and any(getattr(rule, key) is not None for key in (*SPEC_KEYS, "input_bits")):
         raise UserError(f"{where}: keep leaves a layer as it is, so it takes no bits or group_size")
     if rule.blocks is not None:
         rule = dataclasses.replace(rule, blocks=str(rule.blocks))
-        parse_blocks(str(rule.blocks), 1, where)
+        parse_blocks(str(rule.blocks), 1, f"{where}.blocks")
     return rule
 
 

@@ -193,7 +193,10 @@ def read(experiment: str, path: Path) -> Section | None:
     """The part in one experiment's file; None where it has none."""
     import yaml
 
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 ({error.reason}); convert it") from error
     try:
         whole = yaml.safe_load(text) or {}
         raw = whole.get("paper")
