@@ -152,9 +152,15 @@ class Case:
 
     def named(self, metric: str) -> tuple[str, ...]:
         """What a name means: itself, all metrics of its kind, or ``""`` the own perplexity."""
-        if not metric:
-            return (self.primary,) if self.primary else ()
-        return tuple(n for n in self.metrics if metric in (n, estimate.kind(n)))
+        return self._meant.get(metric, ())
+
+    @functools.cached_property
+    def _meant(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, tuple[str, ...]] = {"": (self.primary,)} if self.primary else {}
+        for name in self.metrics:
+            for asked in {name, estimate.kind(name)}:
+                found[asked] = (*found.get(asked, ()), name)
+        return found
 
 
 def cases(frame: pd.DataFrame) -> dict[str, Case]:
@@ -274,7 +280,7 @@ def of(frame: pd.DataFrame, acceptance: Acceptance = ARTICLES) -> pd.DataFrame:
         rows.append({"text": text(found), "passes": passes(found), "sure": worst(found) == "yes"})
         for name, own in by_name(found).items():
             deciding = min(own, key=lambda check: VERDICTS.index(check.verdict))
-            rows[-1] |= {name: worst(own), f"{name}.reason": explain(deciding)}
+            rows[-1] |= {name: deciding.verdict, f"{name}.reason": explain(deciding)}
     made = pd.DataFrame(rows, index=frame.index)
     return made.astype(object).where(made.notna(), None)
 
