@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import records
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
-from bitsweep.report import beside, figures, labels
+from bitsweep import report
+from bitsweep.report import bars, beside, figures, heatmap, labels, scatter, seeds, style, tables
 from bitsweep.report import drawing as room
 from bitsweep.report.drawing import drawing
 from bitsweep.report.frame import frame
+from bitsweep.store import Store
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +49,31 @@ def test_the_same_numbers_draw_the_same_bytes(table, tmp_path: Path):
     for path in folders[0].glob("*.pdf"):
         assert b"/Type3" not in path.read_bytes(), "fonts are embedded as TrueType"
         assert b"CreationDate" not in path.read_bytes()
+
+
+def test_a_report_removes_the_figures_that_it_made_before_and_no_other(tmp_path: Path):
+    folder = tmp_path / "demo"
+    store = Store(folder)
+    store.prepare()
+    store.put(records.record("rtn", 4, metrics=records.quality("rtn", 4, 64, "uniform")), [])
+    report.redraw(folder)
+    made = folder / "figures" / "front_size.pdf"
+    with style.in_style():  # as of a model that is there no more
+        style.save(figures.Figure(figsize=(1, 1)), folder / "figures", "old")
+    own = ["drawn.pdf", "heatmap_mine.pdf", "heatmap_mine.png", "notes.txt"]
+    for name in own:
+        (folder / "figures" / name).write_bytes(b"the reader's own")
+    (folder / "figures" / "copy.pdf").write_bytes(made.read_bytes())
+    report.redraw(folder)
+    left = {path.name for path in (folder / "figures").iterdir()}
+    drawn = {f"{name}.{end}" for name in ("front_size", "heatmap") for end in ("pdf", "png")}
+    assert left == {*own, "copy.pdf", *drawn}
+
+
+def test_the_names_of_figures_begin_with_those_that_a_paper_may_name(table):
+    names = [name for name, _ in figures.every(table)]
+    assert len(names) == 3
+    assert all(name.startswith(report.FIGURES) for name in names)
 
 
 @pytest.fixture
@@ -93,8 +125,8 @@ def test_no_two_methods_look_alike():
 
 def test_of_too_many_methods_those_on_the_front_are_told_apart():
     present = [(f"m{i:02}", "front" if i < 3 else "dominated") for i in range(12)]
-    looks = figures._told_apart(present)
-    named = [name for name, look in looks.items() if look != figures.OTHERS]
+    looks = scatter._told_apart(present)
+    named = [name for name, look in looks.items() if look != scatter.OTHERS]
     assert {"m00", "m01", "m02"} <= set(named)
     assert len({looks[name] for name in named}) == len(named) == 7
     assert len(looks) == 12
@@ -102,7 +134,7 @@ def test_of_too_many_methods_those_on_the_front_are_told_apart():
 
 def test_full_precision_is_known_from_any_row_that_knows_its_ratio():
     row = records.record("rtn", 4, metrics=[records.ppl(3.0, 2.9, 3.1)])
-    assert abs(figures.baseline(frame([row]), "ppl/in_domain") - 2.6131) < 1e-12
+    assert abs(scatter.baseline(frame([row]), "ppl/in_domain") - 2.6131) < 1e-12
 
 
 def test_each_model_has_a_figure_of_its_own():
@@ -128,3 +160,118 @@ def test_a_legend_drops_long_options_unless_two_would_be_called_alike():
         long: "gptq_fp",
     }
     assert labels.short([long, other]) == {long: long, other: other}
+
+
+SIZE = records.number("file_mib", 2.0)
+
+
+def seeded(policy: str = "uniform") -> list[Any]:
+    """One setting with three seeds, whose perplexities are 2, 3 and 4, and another with one."""
+    many = [
+        records.record(
+            "gptq", 4, 64, policy, seed=seed, metrics=[records.ppl(value, value, value), SIZE]
+        )
+        for seed, value in ((0, 2.0), (1, 3.0), (2, 4.0))
+    ]
+    return [*many, records.record("rtn", 4, 64, policy, metrics=[records.ppl(5.0, 4.9, 5.1), SIZE])]
+
+
+def test_points_that_differ_in_seeds_alone_are_one_at_their_mean_with_its_deviation():
+    points = frame(seeded())
+    found = seeds.averaged(points, ["ppl/in_domain"])
+    assert len(found) == 2
+    row = found[found["method"] == "gptq"].iloc[0]
+    base = scatter.baseline(points, "ppl/in_domain")
+    assert row["ppl/in_domain"] == 3.0
+    bounds = [base * row[f"ppl/in_domain.delta.{end}"] for end in ("lo", "hi")]
+    assert [round(value, 12) for value in bounds] == [2.0, 4.0]  # 3 -+ 1
+    assert row[seeds.COUNT] == 3
+
+
+def test_a_front_over_seeds_has_one_series_for_a_setting():
+    made = dict(figures.figures(frame(seeded())))
+    (legend,) = [axes.get_legend() for axes in made["front_size"]().axes if axes.get_legend()]
+    assert [text.get_text() for text in legend.get_texts()][:2] == ["gptq", "rtn"]
+    assert "± 1 sd of 3 seeds" in [text.get_text() for text in legend.get_texts()]
+    cells = [text.get_text() for text in made["heatmap"]().axes[0].texts]
+    assert cells == [f"{100 * (value / 2.6131 - 1):+.1f}" for value in (3.0, 5.0)]
+
+
+def test_a_sweep_of_one_method_is_told_apart_by_its_policies():
+    rows = [records.record("rtn", bits, metrics=[records.ppl(3.0)]) for bits in (3, 4)]
+    rows += [records.record("rtn", 3, 64, "by_role", metrics=[records.ppl(2.9)])]
+    points = frame(rows)
+    name = figures.namer(points)
+    assert {name(row) for row in labels.rows(points)} == {"uniform", "by_role"}
+
+
+def test_names_that_are_too_many_lose_what_is_of_the_calibration_first():
+    rows = []
+    for windows in range(1, 10):
+        row = records.record("gptq", 4, seed=windows, metrics=[records.ppl(3.0)])
+        row.calibration = {"windows": windows, "seed": 0}
+        rows.append(row)
+    assert {figures.namer(frame(rows))(row) for row in labels.rows(frame(rows))} == {"gptq"}
+    few = frame(rows[:2])
+    assert {figures.namer(few)(row) for row in labels.rows(few)} == {
+        "gptq windows=1", "gptq windows=2",
+    }  # fmt: skip
+
+
+def test_ticks_of_the_front_never_touch():
+    heights = [0.0, 0.7, 3.0, 5.3, 7.6, 9.9]
+    ticks = [0.0, 0.1, 1.0, 10.0, 100.0, 1000.0]
+    wide = scatter._apart(ticks, heights, heights, whole=12)
+    assert wide == ([0.0, 1.0, 10.0, 100.0, 1000.0], [0.0, *heights[2:]])
+    crowded, _ = scatter._apart(ticks, heights, heights, whole=50)
+    assert crowded == [0.0, 10.0, 1000.0]
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"), [("3.842e+04", "3.8e4"), ("+1e+06", "+1e6"), ("+100", "+100")]
+)
+def test_a_long_number_is_short_on_an_axis(number, shown):
+    assert style.short_number(number) == shown
+
+
+def test_a_panel_of_the_heat_map_has_the_methods_that_it_has_numbers_of():
+    rows = [
+        records.record(m, 4, 64, "uniform", metrics=[records.ppl(3.0, 2.9, 3.1)])
+        for m in ("rtn", "hqq")
+    ]
+    rows += [records.record("gptq", 4, 64, "by_role", metrics=[records.ppl(2.9, 2.8, 3.0)])]
+    drawn = heatmap.draw(tables.heat(frame(rows)), "t")
+    names = {
+        axes.get_title(): [t.get_text() for t in axes.get_yticklabels()] for axes in drawn.axes
+    }
+    assert names == {"by_role g64": ["gptq"], "uniform g64": ["hqq", "rtn"]}
+
+
+def _title(axes: Any) -> str:
+    return axes.get_title() or axes.get_title(loc="right")
+
+
+def test_small_scores_have_their_power_of_ten_in_the_unit():
+    assert bars._unit(3.2e-5) == (1e-5, "10⁻⁵ nat/token")
+    assert bars._unit(0.4) == (1.0, "nat/token")
+
+
+@pytest.mark.parametrize("name", ["calibration", "generation", "latency", "policies", "ultra_low"])
+def test_no_letter_of_a_committed_figure_lies_outside_it_or_is_too_small(name, monkeypatch):
+    shown: list[Text] = []
+    draw = Text.draw
+    monkeypatch.setattr(Text, "draw", lambda text, *given: (shown.append(text), draw(text, *given)))
+    with style.in_style():
+        for called, make in figures.every(report.load(ROOT / "results" / name)):
+            made = make()
+            style.settle(made)
+            shown.clear()
+            FigureCanvasAgg(made).draw()
+            width, height = made.bbox.size
+            texts = [text for text in shown if text.get_text().strip()]
+            assert len(texts) > 5
+            for text in texts:
+                left, bottom, right, top = text.get_window_extent().extents
+                said = (called, text.get_text())
+                assert min(left, bottom, width - right, height - top) > -2, said  # pixels of 0.2 pt
+                assert text.get_fontsize() >= style.SMALL_PT, said

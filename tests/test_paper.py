@@ -274,9 +274,13 @@ def test_check_finds_a_changed_byte_and_nothing_else(desk: Path, capsys):
     changed.write_bytes(changed.read_bytes().replace(b"2", b"3", 1))
     (desk / "results" / "demo" / "tables" / "main.md").unlink()
     (desk / "paper" / "figures" / "old.pdf").write_bytes(b"")
+    (desk / "paper" / "figures" / "mine.pdf").write_bytes(b"the author's own")
+    index = desk / "paper" / "README.md"
+    index.write_text(index.read_text("utf-8") + "[old](figures/old.pdf)\n", encoding="utf-8")
     assert dispatch(["paper", "--check"]) == 2
     told = capsys.readouterr()
     assert told.out.splitlines() == [
+        "paper/README.md: differs",
         "paper/figures/old.pdf: is made by nothing any more",
         "paper/tables/pivot.csv: differs",
         "results/demo/tables/main.md: missing",
@@ -284,12 +288,20 @@ def test_check_finds_a_changed_byte_and_nothing_else(desk: Path, capsys):
     assert "run `make paper`" in told.err
 
 
-def test_what_is_made_no_more_is_removed(desk: Path):
+def test_what_is_made_no_more_is_removed_and_nothing_of_the_authors(desk: Path):
     """Without figures this time: drawing is what takes long."""
     part = {**PART, "figures": {}}
     (desk / "experiments" / "demo.yaml").write_text(yaml.safe_dump({"paper": part}), "utf-8")
+    own = [desk / "paper" / folder / "mine.pdf" for folder in ("figures", "tables")]
+    for path in own:
+        path.write_bytes(b"the author's own")
     build.build(desk / "paper", desk / "results")
-    assert list((desk / "paper" / "figures").iterdir()) == []
+    assert list((desk / "paper" / "figures").iterdir()) == own[:1]
+    assert own[1].exists()
+    part["tables"] = {}
+    (desk / "experiments" / "demo.yaml").write_text(yaml.safe_dump({"paper": part}), "utf-8")
+    build.build(desk / "paper", desk / "results")
+    assert list((desk / "paper" / "tables").iterdir()) == own[1:]
 
 
 def test_an_experiment_without_records_is_left_out_with_a_line(made):
@@ -419,4 +431,4 @@ def test_the_committed_paper_comes_again_byte_for_byte(tmp_path: Path, monkeypat
     monkeypatch.chdir(ROOT)
     build.build(tmp_path, Path("results"))
     names = ("tables", "figures", "tables.tex", "README.md")
-    assert list(build.differ(Path("paper"), tmp_path, names)) == []
+    assert list(build.differ(Path("paper"), tmp_path, names, ours=bool)) == []

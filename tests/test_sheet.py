@@ -6,7 +6,7 @@ import csv
 import io
 from dataclasses import replace
 
-from bitsweep.report.sheet import PAGE_LINES, Line, Sheet, as_csv, fine, latex, markdown, tex
+from bitsweep.report.sheet import Line, Sheet, as_csv, fine, latex, markdown, tex
 
 NASTY = r"a_b & 50% $x$ #1 {y} ~^ \z <script> | *c* `d` [e]"
 
@@ -45,13 +45,6 @@ def test_latex_prints_protocols_and_provenance_small_and_on_one_line_each():
 
 def test_fine_print_may_break_between_the_parts_of_a_signature():
     assert fine("a|b:c") == r"a\textbar{}\allowbreak{}b:\allowbreak{}c"
-
-
-def test_more_lines_than_a_page_has_break_across_pages():
-    long = replace(sheet("x"), lines=(Line(("x", "1"), "reference"),) * (PAGE_LINES + 1))
-    assert r"\begin{tabular}{lr}" in latex(sheet("x"))
-    assert r"\begin{longtable}{lr}" in latex(long)
-    assert latex(long).count(r"\toprule") == latex(long).count(r"\endhead") == 1
 
 
 def test_the_best_cell_is_bold_and_one_within_noise_of_it_italic():

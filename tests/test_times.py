@@ -143,8 +143,8 @@ def test_bars_show_what_the_bytes_would_give() -> None:
     assert name == "latency"
     decode = make().axes[0]
     assert [text.get_text() for text in decode.get_yticklabels()] == [
-        "w8g64 uniform torch_int8",
-        "w4g64 uniform torch_int4",
+        "w8g64 torch_int8",
+        "w4g64 torch_int4",
     ]
     assert list(decode.lines[-1].get_xdata()) == [4.0, 4.0]
 

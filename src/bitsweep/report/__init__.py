@@ -120,6 +120,17 @@ def redraw(folder: Path) -> None:
         pass  # tables are written on the way in, figures on the way out
 
 
+def ours(path: Path) -> bool:
+    """Whether a report made this table or figure: one that it may remove. What else lies there is
+    its reader's.
+    """
+    if path.parent.name == "tables":
+        return path.stem in TABLES
+    from bitsweep.report import style
+
+    return path.suffix in (".pdf", ".png") and style.ours(path)
+
+
 @contextmanager
 def _answer(
     places: list[Path], folder: Path, title: str, alone: bool = False
@@ -152,20 +163,21 @@ def _answer(
             report = Report(folder, title, table, tuple(written), figures, folder / "index.html")
             yield records, made, report, depths
             begun.finish()
-    for stale in {*(folder / "figures").glob("*.p[dn][fg]")} - {*figures}:
-        stale.unlink()
+    for path in (folder / "figures").iterdir():
+        if path not in figures and ours(path):
+            path.unlink()
 
 
 def _write_tables(made: Mapping[str, Sheet], folder: Path) -> list[Path]:
     """Each as Markdown, CSV and LaTeX; those of a report before this one go."""
-    from bitsweep.report import sheet
+    from bitsweep.report import listing, sheet
 
     written = []
     for name in TABLES:
         for suffix, render in (
             ("md", sheet.markdown),
             ("csv", sheet.as_csv),
-            ("tex", sheet.latex),
+            ("tex", listing.latex),
         ):
             path = folder / f"{name}.{suffix}"
             if name in made:

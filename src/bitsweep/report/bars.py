@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -13,13 +14,15 @@ from matplotlib.ticker import MaxNLocator
 from bitsweep.report import labels
 from bitsweep.report.curves import Curve
 from bitsweep.report.sensitivity import TRUTHS, parts, score
-from bitsweep.report.style import COLUMN_IN, INK, MARKERS, PALE, PALETTE, slug
+from bitsweep.report.sheet import COLUMN_IN
+from bitsweep.report.style import INK, MARKERS, PALE, PALETTE, SMALL_PT, slug
 from bitsweep.report.tables import primaries
 
 MOST_WAYS, FIRST_WAYS = 12, 4
 """Ways to quantize parts alone that have a figure each; of more ways only the first few, to see
 what they look like: the table of sensitivities and the page have all of them."""
 
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 DASHES = ("-", "--", ":", "-.")
 
 
@@ -50,24 +53,31 @@ def _bars(table: pd.DataFrame, title: str) -> Figure:
     figure = Figure(figsize=(COLUMN_IN, height), layout="constrained")
     axes = figure.add_subplot()
     places = range(len(rows))
-    values = [row[by] for row in rows]
+    power, unit = _unit(max(abs(row[by]) for row in rows))
+    values = [row[by] / power for row in rows]
     axes.barh(places, values, height=0.7, color=PALETTE[0], lw=0)
     if all(row[f"{by}.lo"] is not None for row in rows):
         reach = [
-            [max(v - row[f"{by}.lo"], 0) for v, row in zip(values, rows, strict=True)],
-            [max(row[f"{by}.hi"] - v, 0) for v, row in zip(values, rows, strict=True)],
+            [max(v - row[f"{by}.lo"] / power, 0) for v, row in zip(values, rows, strict=True)],
+            [max(row[f"{by}.hi"] / power - v, 0) for v, row in zip(values, rows, strict=True)],
         ]
         axes.errorbar(values, places, xerr=reach, fmt="none", ecolor=INK, elinewidth=0.6)
     axes.axvline(0, color=INK, lw=0.6)
-    axes.set_yticks(places, [row["part"] for row in rows], fontsize=5.5)
+    axes.set_yticks(places, [row["part"] for row in rows], fontsize=SMALL_PT)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel(f"{TRUTHS[by]} of this part alone, nat/token")
+    axes.set_xlabel(f"{TRUTHS[by]} of this part alone, {unit}")
     axes.grid(axis="x", color=PALE, lw=0.5)
     axes.set_axisbelow(True)
     axes.spines["right"].set_visible(False)
     axes.set_title(title)
     return figure
+
+
+def _unit(largest: float) -> tuple[float, str]:
+    """What values are divided by, so that their ticks have few digits, and their unit then."""
+    power = math.floor(math.log10(largest)) if 0 < largest < 0.01 else 0
+    return 10.0**power, f"{f'10{str(power).translate(RAISED)} ' if power else ''}nat/token"
 
 
 def _depth(curves: Sequence[Curve], title: str) -> Figure:
@@ -91,13 +101,13 @@ def _depth(curves: Sequence[Curve], title: str) -> Figure:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.tick_params(axis="y", which="minor", labelsize=5)
+    axes.tick_params(axis="y", which="minor", labelsize=SMALL_PT)
     axes.set_xlabel("blocks behind it")
     axes.set_ylabel("relative error of the hidden state")
     axes.grid(axis="y", color=PALE, lw=0.5)
     axes.spines["right"].set_visible(False)
     axes.legend(
-        title=title or None, frameon=False, ncols=1, fontsize=5.5, loc="lower left",
+        title=title or None, frameon=False, ncols=1, fontsize=SMALL_PT, loc="lower left",
         bbox_to_anchor=(0, 1), borderaxespad=0.1,
     )  # fmt: skip
     return figure

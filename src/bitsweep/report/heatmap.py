@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -16,21 +17,35 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
 from bitsweep.report import labels
-from bitsweep.report.style import COLUMN_IN, INK, PALE
+from bitsweep.report.sheet import COLUMN_IN, TEXT_IN
+from bitsweep.report.style import INK, PALE, SMALL_PT
 from bitsweep.report.tables import signed
 
 Square = list[tuple[float, float]]
 
-MOST_ROWS = 10
-"""Methods that a heat map one column wide has room for."""
-
-
 MOST_LINES = 50
 """Methods of all panels that a page has room for; the table has the others."""
 
+CELL_PT = 21
+"""As wide as a cell must be for its number."""
+
+LETTER_PT = 3.9
+"""About how wide a letter of a method's name or a panel's title is."""
+
+TITLE_PT = 4.4
+"""About how wide a letter of the figure's title is."""
+
+Panel = tuple[str, str]
+"""Policy and group."""
+
 
 def draw(cells: pd.DataFrame, title: str) -> Figure:
-    """Method x bits, a panel for each policy and group; hatched where there is no such point."""
+    """Method x bits, a panel for each policy and group; hatched where there is no such point.
+
+    Two panels stand side by side where they have the same methods and a column of paper has room
+    for both; else one below the other, each with its own methods, as wide as the text where names
+    and numbers need that.
+    """
     cells, every = _fitting(cells)
     title += f"; {MOST_LINES} of {every} rows" if every > MOST_LINES else ""
     measured = cells[cells["change"].notna()]
@@ -38,26 +53,57 @@ def draw(cells: pd.DataFrame, title: str) -> Figure:
         {(row["policy"], row["group"]) for row in labels.rows(measured)},
         key=lambda panel: (panel[0], len(panel[1]), panel[1]),  # g32 before g128
     )
-    parts = [cells[(cells["policy"] == p) & (cells["group"] == g)] for p, g in panels]
-    methods = sorted(cells["method"].unique())
-    if len(methods) > MOST_ROWS:
-        rows = [sorted(part["method"].unique()) for part in parts]
-        figure, grid = _page_wide(rows)
-    else:
-        rows = [methods] * len(panels)
-        figure, grid = _column_wide(len(panels), len(methods))
-    bits = sorted(cells["bits"].unique())
+    parts = {p: cells[(cells["policy"] == p[0]) & (cells["group"] == p[1])] for p in panels}
+    rows = {
+        panel: sorted(part.loc[part["change"].notna(), "method"].unique())
+        for panel, part in parts.items()
+    }
+    bits = sorted(measured["bits"].unique())
+    names = labels.short(sorted({name for own in rows.values() for name in own}))
+    letters = max(map(len, names.values()))
+    figure, grid = _layout(panels, rows, len(bits), letters)
+    room = (figure.get_figwidth() * 72 - letters * LETTER_PT) / grid.shape[1]
     limit = max(1.0, float(cells["change"].abs().max()))
     norm = SymLogNorm(linthresh=0.1, vmin=-limit, vmax=limit)
-    for axes, panel, part, own in zip(grid.flat, panels, parts, rows, strict=False):
-        _panel(axes, part, own, bits, norm)
-        axes.set_title(" ".join(word for word in panel if word))
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        known = parts[panel]["method"].isin(rows[panel]) & parts[panel]["bits"].isin(bits)
+        _panel(axes, parts[panel][known], rows[panel], bits, norm)
+        axes.set_yticks(range(len(rows[panel])), [names[name] for name in rows[panel]])
+        wide = len(_called(panel)) * LETTER_PT > room
+        axes.set_title(_called(panel), loc="right" if wide else "center")
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for axes in grid[-1]:
         axes.set_xlabel("bits")
-    figure.suptitle(title, fontsize=7.5)
+    lines = textwrap.wrap(title, int(figure.get_figwidth() * 72 / TITLE_PT))
+    figure.set_figheight(figure.get_figheight() + 0.13 * (len(lines) - 1))
+    figure.suptitle("\n".join(lines), fontsize=7.5)
     return figure
+
+
+def _called(panel: Panel) -> str:
+    return " ".join(word for word in panel if word)
+
+
+def _layout(
+    panels: Sequence[Panel], rows: Mapping[Panel, Sequence[str]], bits: int, letters: int
+) -> tuple[Figure, Any]:
+    """A figure with axes for all panels, whose longest name of a method has ``letters``."""
+    named, numbers = letters * LETTER_PT + 8, bits * CELL_PT
+    alike = len({tuple(own) for own in rows.values()}) == 1
+    each = max(numbers, *(len(_called(panel)) * LETTER_PT for panel in panels))
+    if len(panels) > 1 and alike and named + 2 * each + 8 <= COLUMN_IN * 72:
+        down = math.ceil(len(panels) / 2)
+        height = down * (0.24 * len(rows[panels[0]]) + 0.42) + 0.3
+        figure = Figure(figsize=(COLUMN_IN, round(height, 4)), layout="constrained")
+        return figure, figure.subplots(down, 2, squeeze=False, sharex=True, sharey=True)
+    width = COLUMN_IN if named + numbers <= COLUMN_IN * 72 else TEXT_IN
+    height = sum(0.19 * len(own) + 0.34 for own in rows.values()) + 0.45
+    # rounded: sums differ between versions of Python
+    figure = Figure(figsize=(width, round(height, 4)), layout="constrained")
+    ratios = [len(rows[panel]) + 0.5 for panel in panels]
+    down = len(panels)
+    return figure, figure.subplots(down, 1, squeeze=False, sharex=True, height_ratios=ratios)
 
 
 def _fitting(cells: pd.DataFrame) -> tuple[pd.DataFrame, int]:
@@ -73,23 +119,6 @@ def _fitting(cells: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     if len(measured) == len(kept):
         return cells, len(measured)
     return cells[[key in kept for key in keys]], len(measured)
-
-
-def _column_wide(panels: int, methods: int) -> tuple[Figure, Any]:
-    """Two panels side by side, all with the same methods."""
-    across = min(2, panels)
-    down = math.ceil(panels / across)
-    height = down * (0.24 * methods + 0.42) + 0.3
-    figure = Figure(figsize=(COLUMN_IN, height), layout="constrained")
-    return figure, figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
-
-
-def _page_wide(rows: Sequence[Sequence[str]]) -> tuple[Figure, Any]:
-    """A panel below the other, each with the methods that it has: long names need the width."""
-    height = round(sum(0.17 * len(own) + 0.32 for own in rows) + 0.4, 4)  # Pythons sum unalike
-    figure = Figure(figsize=(2 * COLUMN_IN + 0.25, height), layout="constrained")
-    ratios = [len(own) + 0.5 for own in rows]
-    return figure, figure.subplots(len(rows), 1, squeeze=False, sharex=True, height_ratios=ratios)
 
 
 def _panel(
@@ -109,7 +138,7 @@ def _panel(
         known.append((_square(column, line), color))
         light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
         text = axes.text(
-            column, line, _short(change), ha="center", va="center", fontsize=5.8,
+            column, line, _short(change), ha="center", va="center", fontsize=SMALL_PT,
             color=INK if light > 0.5 else "white",
         )  # fmt: skip
         text.set_in_layout(False)  # it is inside its cell
@@ -121,11 +150,7 @@ def _panel(
         axes.add_patch(PathPatch(path, fc=PALE, ec="#B0B0B0", hatch="/////", lw=0))
     axes.set_xlim(-0.5, len(bits) - 0.5)
     axes.set_ylim(len(methods) - 0.5, -0.5)
-    called = (
-        labels.short(methods) if len(methods) <= MOST_ROWS else {name: name for name in methods}
-    )
     axes.set_xticks(range(len(bits)), [f"{b:g}" for b in bits])
-    axes.set_yticks(range(len(methods)), [called[name] for name in methods])
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -188,11 +188,12 @@ def grid(row: Row, axes: Sequence[str] = ()) -> str:
     return " ".join(words)
 
 
-def short(names: Sequence[str]) -> dict[str, str]:
-    """Name -> what a legend calls it: a long one loses its options where it stays the only one."""
+def short(names: Sequence[str], cap: int = LEGEND_CAP) -> dict[str, str]:
+    """Name -> what a legend calls it: one longer than ``cap`` loses its options where it stays the
+    only one."""
     bare = [OPTIONS.sub("", name) for name in names]
     return {
-        name: cut if len(name) > LEGEND_CAP and bare.count(cut) == 1 else name
+        name: cut if len(name) > cap and bare.count(cut) == 1 else name
         for name, cut in zip(names, bare, strict=True)
     }
 

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+COLUMN_IN, TEXT_IN = 3.25, 6.75
+"""How wide a column of a page is, and two columns with what is between them."""
+
 PAGE_LINES = 48
 """More lines than these do not fit on one page of paper."""
 DIRTY = "†"
@@ -119,31 +122,45 @@ def as_csv(sheet: Sheet) -> str:
 
 
 def latex(sheet: Sheet) -> str:
-    """A table without caption, for ``\\input``; needs the package booktabs.
+    """A ``tabular`` without caption, for ``\\input``; needs the package booktabs."""
+    title = f"% {' '.join(sheet.title.split())}"
+    return "\n".join([title, *tabular(sheet), *below(sheet)]) + "\n"
 
-    Up to :data:`PAGE_LINES` lines it is a ``tabular``; a longer one is a ``longtable``, which needs
-    that package, breaks across pages, and can stand neither in a float nor in two columns.
-    """
-    span = len(sheet.heads)
-    tall = len(sheet.lines) > PAGE_LINES
-    kind = "longtable" if tall else "tabular"
-    out = [f"% {' '.join(sheet.title.split())}"]
-    out += [f"\\begin{{{kind}}}{{{''.join(sheet.align)}}}", "\\toprule", *_over(sheet)]
-    out += [" & ".join(tex(head) for head in sheet.heads) + " \\\\"]
-    out += ["\\endhead", "\\bottomrule", "\\endfoot"] if tall else []
+
+def tabular(sheet: Sheet, kind: str = "tabular") -> list[str]:
+    """The lines of the table itself; as a ``longtable`` it breaks across pages."""
+    long = kind == "longtable"
+    out = [f"\\begin{{{kind}}}{{@{{}}{''.join(sheet.align)}@{{}}}}", "\\toprule", *_over(sheet)]
+    heads = (_head_tex(*pair) for pair in zip(sheet.heads, sheet.align, strict=True))
+    out += [" & ".join(heads) + " \\\\"]
+    out += ["\\endhead", "\\bottomrule", "\\endfoot"] if long else []
     for block, lines in sheet.blocks():
         out += ["\\midrule"]
         # of no width of its own, so that a long name does not pull the columns apart
         name = f"\\makebox[0pt][l]{{\\emph{{{tex(block)}}}}}"
-        out += [f"\\multicolumn{{{span}}}{{l}}{{{name}}} \\\\"] if block else []
+        out += [f"\\multicolumn{{{len(sheet.heads)}}}{{@{{}}l}}{{{name}}} \\\\"] if block else []
         for line in lines:
             cells = (_emphasis_tex(line, i) for i in range(len(line.cells)))
             out.append(" & ".join(cells) + " \\\\")
-    out += [f"\\end{{{kind}}}"] if tall else ["\\bottomrule", "\\end{tabular}"]
-    for size, lines_below in (("footnotesize", sheet.notes), ("scriptsize", sheet.small)):
-        for text in lines_below:
-            out.append(f"\\par\\smallskip{{\\{size}\\raggedright {fine(text)}\\par}}")
-    return "\n".join(out) + "\n"
+    return [*out, f"\\end{{{kind}}}"] if long else [*out, "\\bottomrule", "\\end{tabular}"]
+
+
+def below(sheet: Sheet) -> list[str]:
+    """The lines below the table: notes, then what stands in small type."""
+    return [
+        f"\\par\\smallskip{{\\{size}\\raggedright {fine(text)}\\par}}"
+        for size, texts in (("footnotesize", sheet.notes), ("scriptsize", sheet.small))
+        for text in texts
+    ]
+
+
+def _head_tex(head: str, side: str) -> str:
+    """A head of one line, or of several on top of each other."""
+    lines = [tex(line) for line in head.split("\n")]
+    if len(lines) == 1:
+        return lines[0]
+    stack = " \\\\ ".join(lines)
+    return f"\\begin{{tabular}}[b]{{@{{}}{side}@{{}}}}{stack}\\end{{tabular}}"
 
 
 def _over(sheet: Sheet) -> list[str]:

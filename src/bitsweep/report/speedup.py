@@ -8,10 +8,12 @@ from functools import partial
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from bitsweep.report import labels
 from bitsweep.report.latency import Block, blocks
-from bitsweep.report.style import COLUMN_IN, INK, PALE, PALETTE, slug
+from bitsweep.report.sheet import COLUMN_IN
+from bitsweep.report.style import INK, PALE, PALETTE, SMALL_PT, slug
 
 MOST_BARS = 30
 """Beyond them a column of paper has no room; the table has all."""
@@ -31,13 +33,21 @@ def _bars(block: Block) -> dict[str, Mapping[str, float]]:
     """What a bar is called -> its numbers. Methods that run the same codes take the same time: one
     bar for each kind of weights, policy and engine, of the first such point.
     """
-    found: dict[str, Mapping[str, float]] = {}
+    found: dict[tuple[str, str, str, str], Mapping[str, float]] = {}
     for row, timed in block.rows:
         if "decode_vs_bf16" in timed.values and "decode_of_bytes" in timed.values:
-            words = [labels.weights(row), labels.policy(row), timed.engine]
-            words.insert(1, f"a{row['input']}" if row.get("input") else "")
-            found.setdefault(" ".join(word for word in words if word), timed.values)
-    return dict([*found.items()][:MOST_BARS])
+            inputs = f"a{row['input']}" if row.get("input") else ""
+            words = (labels.number_format(row), inputs, labels.policy(row), timed.engine)
+            found.setdefault(words, timed.values)
+    shown = dict([*found.items()][:MOST_BARS])
+    names = {words: " ".join(filter(None, words)) for words in shown}
+    one = len({policy for _, _, policy, _ in shown} - {""}) == 1
+    for words in shown:
+        weights, inputs, policy, engine = words
+        inputs = inputs.replace("narrow", "")  # how its codes are packed, which its engine says
+        short = " ".join(filter(None, (weights, inputs, "" if one else policy, engine)))
+        names[words] = names[words] if short in names.values() else short
+    return {names[words]: values for words, values in shown.items()}
 
 
 def _draw(block: Block) -> Figure:
@@ -48,13 +58,15 @@ def _draw(block: Block) -> Figure:
     _panel(prefill, [*bars.values()], "prefill_vs_bf16", PALETTE[1])
     ideal = [own["decode_vs_bf16"] / own["decode_of_bytes"] for own in bars.values()]
     decode.plot(ideal, range(len(bars)), "|", color=INK, ms=8, mew=1.2, zorder=4)
-    decode.set_title("|  ratio of the bytes read", fontsize=5.5, loc="left")
-    decode.set_yticks(range(len(bars)), [*bars], fontsize=5.5)
+    decode.set_yticks(range(len(bars)), [*bars], fontsize=SMALL_PT)
     decode.set_ylim(len(bars) - 0.4, -0.6)
     for axes, name in ((decode, "decode"), (prefill, "prefill")):
         axes.set_xlim(left=0)
         axes.set_xlabel(name)
-    figure.suptitle(f"speed, × bf16: {block.name}", fontsize=7)
+        axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    said = "speed, × bf16;  |  what reading fewer bytes could give"
+    figure.suptitle(f"{block.name}\n{said}", fontsize=SMALL_PT)
     return figure
 
 

@@ -20,11 +20,12 @@ from fontTools import subset  # type: ignore[import-untyped]
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, fontManager
 
-COLUMN_IN = 3.25
-TEXT_IN = 6.75  # two columns and what is between them
 PNG_DPI = 370  # a column becomes 1202 pixels, sharp on a page that shows it 600 wide
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5F5F5F", "#B8A800")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+SMALL_PT = 6.0
+"""The smallest letters: smaller ones a printed page does not carry."""
+
 INK, FAINT, PALE = "#222222", "#8A8A8A", "#E6E6E6"
 
 STYLE: dict[str, Any] = {
@@ -47,22 +48,33 @@ STYLE: dict[str, Any] = {
     "xtick.major.size": 2.5,
     "ytick.major.size": 2.5,
     "axes.spines.top": False,
+    "figure.dpi": 360,  # letters are laid out as wide as a PDF shows them, not rounded to pixels
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
     "svg.hashsalt": "bitsweep",
     "hatch.linewidth": 0.5,
 }
-LETTERS = ((0x20, 0x7E), (0xA0, 0x17F), (0x370, 0x3FF), (0x2010, 0x2027), (0x2190, 0x2265))
-"""First and last code points that the small font has: Latin, Greek, dashes, arrows, operators."""
+LETTERS = (
+    (0x20, 0x7E),
+    (0xA0, 0x17F),
+    (0x370, 0x3FF),
+    (0x2010, 0x2027),
+    (0x2070, 0x208E),
+    (0x2190, 0x2265),
+)
+"""First and last code points of the small font: Latin, Greek, dashes, powers, arrows, operators."""
 
 FAMILY = (1, 4, 16)
 """Entries of a font's table of names that say what it is called."""
 
 UNDATED: dict[str, dict[str, Any]] = {
     "pdf": {"metadata": {"CreationDate": None, "ModDate": None, "Producer": None}},
-    "png": {"metadata": {"Software": None}, "dpi": PNG_DPI},
+    "png": {"metadata": {}, "dpi": PNG_DPI},
 }
 """Options of each file type: nothing in it tells when or by which build it was drawn."""
+
+MAKER = {"pdf": "Creator", "png": "Software"}
+"""The entry of each file type that says bitsweep; the file's own name is its title."""
 
 
 def settle(figure: Figure) -> None:
@@ -91,9 +103,18 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     written = []
     for suffix, options in UNDATED.items():
         path = folder / f"{name}.{suffix}"
-        figure.savefig(path, format=suffix, **options)
+        signed = options["metadata"] | {"Title": name, MAKER[suffix]: "bitsweep"}
+        figure.savefig(path, format=suffix, **{**options, "metadata": signed})
         written.append(path)
     return written
+
+
+def ours(path: Path) -> bool:
+    """Whether :func:`save` wrote this file, and under this name: a copy is its maker's own."""
+    body = path.read_bytes()
+    if path.suffix == ".pdf":
+        return b"/Creator (bitsweep)" in body and f"/Title ({path.stem})".encode() in body
+    return b"Software\0bitsweep" in body and f"Title\0{path.stem}".encode() in body
 
 
 @cache
@@ -129,6 +150,13 @@ def in_style() -> Iterator[None]:
     every: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE, **fonts}
     with matplotlib.rc_context(every):
         yield
+
+
+def short_number(number: str) -> str:
+    """``3.8e4`` for ``3.842e+04``: five letters are as many as an axis has room for."""
+    digits, e, power = number.partition("e")
+    sign = "+" if digits.startswith("+") else ""
+    return f"{sign}{float(digits):.2g}e{int(power)}" if e else number
 
 
 def slug(name: str) -> str:

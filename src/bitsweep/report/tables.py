@@ -128,6 +128,11 @@ def signed(value: float, digits: int) -> str:
     return f"{value:+.{digits}f}".replace("-", MINUS)
 
 
+def places(value: float) -> int:
+    """Decimals of a number of which three digits are worth reading."""
+    return 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+
+
 def change(row: Row, metric: str, kind: str | None, scale: float = 1.0) -> str:
     """``+1.2 [+1.0, +1.4]``: per cent for a ratio, else the difference times ``scale``."""
     values = [row.get(f"{metric}.delta{end}") for end in ("", ".lo", ".hi")]
@@ -135,7 +140,7 @@ def change(row: Row, metric: str, kind: str | None, scale: float = 1.0) -> str:
     if itself or any(labels.missing(v) for v in values):
         return ""
     value, lo, hi = ((v - 1) * 100 if kind == "ratio" else v * scale for v in values)  # type: ignore[operator]
-    digits = 3 if kind == "ratio" and abs(value) < 0.1 else 2 if abs(value) < 10 else 1
+    digits = 3 if kind == "ratio" and abs(value) < 0.1 else places(value)
     return f"{signed(value, digits)} [{signed(lo, digits)}, {signed(hi, digits)}]"
 
 
@@ -398,4 +403,4 @@ def _heat_cell(cell: Row | None) -> str:
     if cell["status"] != "ok":
         return str(cell["status"])
     value = cell["change"]
-    return "" if value is None else labels.marked(signed(value, 2 if abs(value) < 10 else 1), cell)
+    return "" if value is None else labels.marked(signed(value, places(value)), cell)

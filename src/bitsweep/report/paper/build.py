@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -18,12 +19,13 @@ from bitsweep.artifacts import write_atomically
 from bitsweep.compose import choices, experiments, nearest
 from bitsweep.errors import UserError
 from bitsweep.record import Record
-from bitsweep.report.paper.document import Float, Written, index, latex
+from bitsweep.report import listing
+from bitsweep.report.paper.document import WIDTHS_IN, Float, Written, document, index
 from bitsweep.report.paper.language import Copy, Drawn, Section, sections
-from bitsweep.report.sheet import Sheet, as_csv, markdown
-from bitsweep.report.sheet import latex as tabular
+from bitsweep.report.sheet import PAGE_LINES, Sheet, as_csv, latex, markdown
 
-TYPES: dict[str, Callable[[Sheet], str]] = {"tex": tabular, "md": markdown, "csv": as_csv}
+LINK = re.compile(r"\]\((tables|figures)/([^)/]+)\.(?:md|pdf)\)")
+ENDS = (".pdf", ".png", ".tex", ".md", ".csv")
 WORKERS = min(4, os.cpu_count() or 1)
 
 
@@ -38,7 +40,8 @@ class Built:
 def build(out: Path, results: Path) -> Built:
     """Write ``out``/tables, figures, tables.tex and README.md from the Records in ``results``.
 
-    What lies in tables/ and figures/ and is no longer made is removed.
+    What the README.md that is there names and is no longer made is removed; what else lies in
+    tables/ and figures/ is its author's.
 
     Raises:
         UserError: a part of an experiment's file is wrong, or no experiment has Records.
@@ -55,10 +58,11 @@ def build(out: Path, results: Path) -> Built:
     job = partial(_section, out=out, results=results)
     found = tuple(Written(s, f) for s, f in zip(ready, _spread(job, ready), strict=True))
     kept = {f"{each.kind}/{name}" for made in found for each in made.floats for name in each.files}
+    stale = indexed(out) - kept
     for path in (*(out / "tables").iterdir(), *(out / "figures").iterdir()):
-        if f"{path.parent.name}/{path.stem}" not in kept:
+        if _ours(stale, path):
             path.unlink()
-    _write(out / "tables.tex", latex(found))
+    _write(out / "tables.tex", document(found))
     _write(out / "README.md", index(found))
     skipped = tuple(
         f"{section.experiment}: no Records in {results / section.experiment}; left out until "
@@ -67,6 +71,18 @@ def build(out: Path, results: Path) -> Built:
         if section not in ready
     )
     return Built(found, skipped)
+
+
+def indexed(out: Path) -> set[str]:
+    """``tables/NAME`` and ``figures/NAME`` of all that the index in ``out`` links."""
+    path = out / "README.md"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return {f"{kind}/{name}" for kind, name in LINK.findall(text)}
+
+
+def _ours(made: set[str], path: Path) -> bool:
+    """Whether a file in tables/ or figures/ is one of those that were ``made``."""
+    return path.suffix in ENDS and f"{path.parent.name}/{path.stem}" in made
 
 
 def folders(results: Path) -> tuple[list[Path], list[Path]]:
@@ -103,17 +119,23 @@ def differences(out: Path, results: Path) -> list[str]:
             shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("tables", "figures"))
             pairs.append((folder, copy, ("tables", "figures")))
         reports(copy for _, copy, _ in pairs[1:])
-        return [line for pair in pairs for line in differ(*pair)]
+        found = list(differ(*pairs[0], ours=partial(_ours, indexed(out))))
+        return found + [line for pair in pairs[1:] for line in differ(*pair, ours=report.ours)]
 
 
-def differ(here: Path, again: Path, names: tuple[str, ...]) -> Iterator[str]:
-    """A line for each file in which two folders differ, in what ``names`` name."""
+def differ(
+    here: Path, again: Path, names: tuple[str, ...], ours: Callable[[Path], bool]
+) -> Iterator[str]:
+    """A line for each file in which two folders differ, in what ``names`` name; of those that are
+    ``here`` alone, only for what is ``ours``.
+    """
     old, new = ({p.relative_to(root): p for p in _files(root, names)} for root in (here, again))
     for name in sorted({*old, *new}):
         if name not in old:
             yield f"{here / name}: missing"
         elif name not in new:
-            yield f"{here / name}: is made by nothing any more"
+            if ours(here / name):
+                yield f"{here / name}: is made by nothing any more"
         elif old[name].read_bytes() != new[name].read_bytes():
             yield f"{here / name}: differs"
 
@@ -143,8 +165,10 @@ def _section(section: Section, out: Path, results: Path) -> tuple[Float, ...]:
     for name, table in section.tables.items():
         where = f"{section.experiment}: paper.tables.{name}"
         sheet, origin = _sheet(where, table, sources)
-        for suffix, render in TYPES.items():
-            _write(out / "tables" / f"{name}.{suffix}", render(sheet))
+        listed = isinstance(table, Copy)
+        tex = listing.latex(sheet, WIDTHS_IN[table.width]) if listed else latex(sheet)
+        for suffix, text in (("tex", tex), ("md", markdown(sheet)), ("csv", as_csv(sheet))):
+            _write(out / "tables" / f"{name}.{suffix}", text)
         floats.append(Float("tables", name, table.caption, table.width, (name,), origin))
     for name, figure in section.figures.items():
         where = f"{section.experiment}: paper.figures.{name}"
@@ -193,7 +217,13 @@ def _sheet(where: str, table: Any, sources: _Sources) -> tuple[Sheet, str]:
                 f"{where}.report={table.report}: the report of {sources.own} has no such table"
                 f"{nearest(table.report, made) or choices(sorted(made))}"
             )
-        return replace(made[table.report], title=table.caption), origin(records)
+        listed = made[table.report]
+        if listing.is_tall(listed, WIDTHS_IN[table.width]):
+            raise UserError(
+                f"{where}.report={table.report}: has more lines than a page ({PAGE_LINES}); input "
+                f"results/{sources.own}/tables/{table.report}.tex in an appendix instead"
+            )
+        return replace(listed, title=table.caption), origin(records)
     records, frame = sources(where, table.records)
     found = make(where, frame, table)
     said = f"From {origin([r for r in records if r.run_id in found.run_ids])}"

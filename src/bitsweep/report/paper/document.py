@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bitsweep.report.paper.language import Section, Width
-from bitsweep.report.sheet import fine, tex
+from bitsweep.report.sheet import COLUMN_IN, TEXT_IN, fine, tex
 
 PREAMBLE = r"""% Made by `bitsweep paper` from the Records; edit experiments/*.yaml instead.
 % Your own paper inputs single files of tables/ and figures/; it needs booktabs and graphicx.
@@ -29,7 +29,7 @@ PREAMBLE = r"""% Made by `bitsweep paper` from the Records; edit experiments/*.y
 \makeatother
 \begin{document}
 """
-WIDTHS = {"column": "3.25in", "text": r"\textwidth"}
+WIDTHS_IN = {"column": COLUMN_IN, "text": TEXT_IN}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Written:
     floats: tuple[Float, ...]
 
 
-def latex(written: Sequence[Written]) -> str:
+def document(written: Sequence[Written]) -> str:
     """``tables.tex``: a section for each experiment; what is one column wide stands in pairs."""
     parts = [PREAMBLE]
     for made in written:
@@ -87,7 +87,7 @@ def _panel(made: Float) -> str:
     kind = "table" if made.kind == "tables" else "figure"
     label = f"{'tab' if kind == 'table' else 'fig'}:{made.name}"
     caption = f"\\caption{{{tex(made.caption)}}}\\label{{{label}}}"
-    lines = [f"\\begin{{panel}}{{{WIDTHS[made.width]}}}{{{kind}}}"]
+    lines = [f"\\begin{{panel}}{{{WIDTHS_IN[made.width]}in}}{{{kind}}}"]
     if kind == "table":
         lines += [f"{caption}\\footnotesize", *(f"\\input{{tables/{name}}}" for name in made.files)]
     else:

@@ -14,14 +14,15 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from bitsweep.compose import choices, nearest
 from bitsweep.errors import UserError
-from bitsweep.report import curves, figures, heatmap, labels
+from bitsweep.report import curves, figures, labels, scatter
 from bitsweep.report.frame import whole
 from bitsweep.report.labels import Row, missing
-from bitsweep.report.paper.language import Drawn, Figure, Front, Heatmap, Lines
+from bitsweep.report.paper.language import Drawn, Figure, Front, Heatmap, Lines, Value
 from bitsweep.report.paper.select import Chosen, choose, known_column, number, ordered, words
 from bitsweep.report.paper.words import called
-from bitsweep.report.style import COLUMN_IN, FAINT, MARKERS, PALE, PALETTE, TEXT_IN, slug
-from bitsweep.report.tables import heat, primaries
+from bitsweep.report.sheet import COLUMN_IN, TEXT_IN
+from bitsweep.report.style import FAINT, MARKERS, PALE, PALETTE, short_number, slug
+from bitsweep.report.tables import primaries
 
 DASHES = ("-", "--", ":", "-.")
 
@@ -62,18 +63,17 @@ def _by_model(
     end = f"_{slug(model)}" if several else ""
     title, ids = model if several else "", frozenset(map(str, rows["run_id"]))
     if isinstance(figure, Heatmap):
-        what = f"change of perplexity ({own[model].partition('/')[2]}), %"
-        drawing = heatmap.draw(heat(rows), f"{title}: {what}" if title else what)
+        drawing = figures.heat_figure(rows, own[model], title)
     else:
         for column in (figure.x, *figure.series):
             known_column(where, column, part.assign(**words({})))
-        label = figure.label or figures.SPEED_AXIS.get(figure.x) or called(figure.x)
+        label = figure.label or figures.X_AXIS.get(figure.x) or called(figure.x)
 
         def name(row: Row) -> str:
             return _series(figure, {**row, **words(row)})
 
         looks = figures.appearance(part, name)
-        drawing = figures.front_figure(rows, figure.x, label, own[model], looks, name, title)
+        drawing = scatter.front_figure(rows, figure.x, label, own[model], looks, name, title)
     yield Picture(end, drawing, ids)
 
 
@@ -157,6 +157,7 @@ def _panel(
             if low is not None and high is not None:
                 axes.plot([at, at], [low, high], color=look["color"], lw=0.7)
     _dress(axes, figure, sorted(places), title, len(looks))
+    axes.set_ylabel(value.head or _quantity(chosen, value))
     return drawing, used
 
 
@@ -166,19 +167,17 @@ def _dress(axes: Axes, figure: Lines, places: list[float], title: str, series: i
         axes.set_xscale("log")
     if "y" in figure.log and value.show == "change":
         axes.set_yscale("symlog", linthresh=1)
-        axes.yaxis.set_major_formatter(lambda y, _: f"{y:+g}" if y else "0")
+        axes.yaxis.set_major_formatter(lambda y, _: short_number(f"{y:+.4g}") if y else "0")
     elif "y" in figure.log:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        axes.yaxis.set_major_formatter(lambda y, _: short_number(f"{y:.4g}"))
     if len(places) <= 8:
         axes.xaxis.set_major_locator(FixedLocator(places))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     if value.show == "change":
         axes.axhline(0, color=FAINT, lw=0.7, ls=":")
-    axes.set_xlabel(figure.label or called(figure.x))
-    unit = "change, % (" if value.show == "change" else ""
-    axes.set_ylabel(value.head or f"{unit}{called(value.of)}{')' if unit else ''}")
+    axes.set_xlabel(figure.label or figures.X_AXIS.get(figure.x) or called(figure.x))
     axes.grid(axis="y", color=PALE, lw=0.5)
     axes.set_axisbelow(True)
     axes.spines["right"].set_visible(False)
@@ -188,6 +187,14 @@ def _dress(axes: Axes, figure: Lines, places: list[float], title: str, series: i
             loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.1, borderpad=0.2,
             handletextpad=0.3, columnspacing=1.2, handlelength=1.6,
         )  # fmt: skip
+
+
+def _quantity(chosen: Chosen, value: Value) -> str:
+    """What stands on the y axis, with its unit: ``change of perplexity, %``, ``KL, nat``."""
+    known = chosen.frame.attrs["metrics"].get(chosen.columns(value.of)[0], {})
+    if value.show == "change":
+        return f"change of {called(value.of)}{', %' if known.get('delta') == 'ratio' else ''}"
+    return ", ".join(word for word in (called(value.of), known.get("unit")) if word)
 
 
 def drawn(where: str, frame: pd.DataFrame, figure: Drawn, folder: Path) -> Iterator[Picture]:
