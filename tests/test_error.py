@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 import torch
 
+from bitsweep.data import Data, Reference, TextSource
 from bitsweep.methods import place
 from bitsweep.models.fold import edges, fold
 from bitsweep.probes.error import Error
@@ -102,6 +104,21 @@ def test_factors_that_a_method_moved_between_layers_are_no_error(model, referenc
     for name in ("weight_error", "output_error", "hidden_error"):
         assert 0 < metrics[name].value < 0.02
     assert depths[-1] < 0.02
+
+
+def test_a_bias_is_not_scaled_with_the_columns_of_its_layer(tmp_path, artifacts):
+    model = tiny.load("qwen2", tmp_path)
+    name = "model.layers.0.self_attn.q_proj"
+    model.get(name).bias.data += 10  # rules the output, so that 3 bits of the weight hardly count
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    data = Data("d", texts={"text": TextSource("text", str(path))}, window=64)
+    folded = model.copy()
+    source = next(s for s, readers in edges(model).items() if name in readers)
+    fold(folded, source, torch.linspace(0.5, 2, 128))
+    quantized = rounded(folded, name)
+    metrics, _, _ = measured(quantized, Reference(model, data, artifacts))
+    assert 0 < metrics["output_error"].value < 0.1
 
 
 def test_a_method_that_changed_a_norm_has_no_error_by_layer(model, reference):

@@ -75,10 +75,18 @@ def fold(model: Model, source: str, factor: Tensor) -> None:
         _set(feeder, "bias", feeder.get_parameter("bias").float() * inverse)
 
 
-def factor_since(before: Model, after: Model, name: str) -> Tensor:
-    """What folding has multiplied a layer's weight ``(out, in)`` with on its way to ``after``."""
+def factors_since(before: Model, after: Model, name: str) -> tuple[Tensor, Tensor]:
+    """Of rows ``(out,)``, bias included, and columns ``(in,)`` of a layer on its way to ``after``:
+
+    what folding has multiplied them with.
+    """
     (rows, columns), (old_rows, old_columns) = _folded(after, name), _folded(before, name)
-    return torch.outer(rows / old_rows, columns / old_columns)
+    return rows / old_rows, columns / old_columns
+
+
+def factor_since(before: Model, after: Model, name: str) -> Tensor:
+    """The same of each weight ``(out, in)``."""
+    return torch.outer(*factors_since(before, after, name))
 
 
 def _folded(model: Model, name: str) -> tuple[Tensor, Tensor]:

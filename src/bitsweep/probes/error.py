@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference
-from bitsweep.models.fold import factor_since
+from bitsweep.models.fold import factor_since, factors_since
 from bitsweep.models.offload import visiting
 from bitsweep.probes import check_counts
 from bitsweep.probes.perplexity import cut_text, text_identity
@@ -45,7 +45,7 @@ class Error:
 
     tokens: int = 2048
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     kind: ClassVar[Kind] = "quality"
 
     def __post_init__(self) -> None:
@@ -157,16 +157,16 @@ class _Isolated:
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         quantized = self._model.get(name)
-        factor = None
+        factors = None
         if name in self._model.folded:
-            factor = factor_since(self._full, self._model, name)
+            factors = factors_since(self._full, self._model, name)
 
         def look(module: nn.Module, args: Any, output: Tensor) -> None:
             with visiting(quantized, output.device):
-                if factor is None:
+                if factors is None:
                     ours = quantized(*args)
                 else:  # its inputs come divided by what its columns were multiplied with
-                    rows, columns = factor[:, 0], factor[0] / factor[0, 0]
+                    rows, columns = factors
                     ours = quantized(args[0] / columns.to(args[0])) / rows.to(output)
                 self._sums.add(name, ours, output)
 
