@@ -20,7 +20,7 @@ from test_page import ATTACK, attacked
 
 from bitsweep import report
 from bitsweep.record import Record
-from bitsweep.report import page
+from bitsweep.report import labels, page, tables
 from bitsweep.report.frame import frame
 from bitsweep.report.front import front
 from bitsweep.store import Store
@@ -266,6 +266,23 @@ def test_the_front_in_the_browser_is_the_tables_front(
         )
         assert there == list(front(table, x, y)), (x, y)
         assert "front" in there
+
+
+def test_a_change_in_the_browser_is_the_tables(browser: Browser, tmp_path: Path) -> None:
+    """To the last digit, though the page has fewer: 0.01353 is 0.014, and 0.0135 might not be."""
+    ratios = (1.0001353233, 1.0000347951, 0.99994, 1.00449, 1.0453, 1.777, 3.4567, 12.3456)
+    rows = [records.record("full_precision", None, None, None, metrics=[records.ppl(2.6131)])]
+    for k, ratio in enumerate(ratios):
+        ends = (2.6131 * (1 + (ratio - 1) * side) for side in (1, 0.9, 1.1))
+        rows.append(records.record(f"m{k}", 4, 64, metrics=[records.ppl(*ends)]))
+    table = frame(rows)
+    browser.open(written(tmp_path, rows), READY)
+    shown = browser.run(
+        "Array.from({length: data.count}, (_, i) => changeText('ppl/in_domain', i))"
+    )
+    there = [tables.change(row, "ppl/in_domain", "ratio") for row in labels.rows(table)]
+    assert [text.replace(" %", "") for text in shown] == there
+    assert "+0.014 " in shown[1]
 
 
 def test_the_keyboard_alone_finds_sorts_and_opens(browser: Browser, url: str) -> None:

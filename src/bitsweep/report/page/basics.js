@@ -49,9 +49,11 @@ function number(value, digits = 5) {
   return text.replace("-", "−");
 }
 
-function signed(value) {
-  const size = Math.abs(value),
-    digits = size < 0.1 ? 3 : size < 10 ? 2 : size < 1000 ? 1 : 0;
+// Decimals of a change of which three digits are worth reading; its interval has as many.
+const places = value => [0.1, 10, 100].filter(limit => Math.abs(value) >= limit).reduce(n => n - 1, 3);
+
+function signed(value, digits = places(value)) {
+  const size = Math.abs(value);
   if (size >= 1e6) return (value < 0 ? "−" : "+") + size.toExponential(1);
   return (Number(value.toFixed(digits)) < 0 ? "−" : "+") + size.toFixed(digits);
 }

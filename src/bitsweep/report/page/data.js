@@ -60,11 +60,13 @@ function change(metric, i) {
 function changeText(metric, i) {
   const found = change(metric, i);
   if (!found) return "";
-  const unit = data.metrics[metric].delta === "ratio" ? " %" : "";
+  const unit = data.metrics[metric].delta === "ratio" ? " %" : "",
+    digits = places(found[0]),
+    [lo, hi] = found.slice(1).map(end => signed(end, digits));
   return (
     signed(found[0]) +
     unit +
-    (found[1] !== found[2] ? " [" + signed(found[1]) + ", " + signed(found[2]) + "]" : "")
+    (found[1] !== found[2] ? " [" + lo + ", " + hi + "]" : "")
   );
 }
 

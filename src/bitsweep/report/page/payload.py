@@ -57,9 +57,9 @@ ENDS = {
     "v": ("", 8),
     "lo": (".lo", 5),
     "hi": (".hi", 5),
-    "d": (".delta", 7),
-    "dlo": (".delta.lo", 7),
-    "dhi": (".delta.hi", 7),
+    "d": (".delta", 9),
+    "dlo": (".delta.lo", 9),
+    "dhi": (".delta.hi", 9),
 }
 """Key -> end of the frame's column, and significant digits. Rounding keeps the order of numbers,
 so that a point is on the front here as it is in the tables."""
