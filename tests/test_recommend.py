@@ -482,6 +482,41 @@ def test_the_format_that_is_named_holds_the_point_and_an_earlier_one_does_not(
 
 
 @pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (["method=gptq", "bits=4"], "compressed-tensors"),
+        (["transforms=[rotate]", "method=rtn", "bits=4"], "compressed-tensors"),
+        (["transforms=[smooth]", "method=rtn", "bits=4", TWO_KINDS], "gptq"),
+        (["transforms=[prune]", "method=rtn", "bits=3"], "hf-dense"),
+        (["method=gptq", "bits=4", "method.act_order=true", "method.static_groups=false"], "gptq"),
+        (["method=hqq", "bits=4"], "hf-dense"),
+        (["transforms=[low_rank]", "method=rtn", "bits=4", "misfit=per_channel"], None),
+        (["method=rtn", "bits=4", "recover=[low_rank]"], None),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_what_is_printed_for_a_measured_point_can_be_typed(
+    keys: list[str], expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    desk = lay(tmp_path)
+    assert desk("run", "results_dir=results", "group_size=32", *keys) == cli.OK
+    capsys.readouterr()
+    assert cli.dispatch(["recommend", "adhoc", "--keep", "0.01", "--json"]) == cli.OK
+    (found,) = json.loads(capsys.readouterr().out)["models"]
+    (chosen,) = found["points"]
+    if expected is None:
+        assert chosen["export"] is None
+        assert chosen["export_note"]
+        return
+    words = shlex.split(chosen["export"])
+    assert words[-2:] == ["--to", expected]
+    assert cli.dispatch(words[1:]) == cli.OK
+    assert "next    bitsweep run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("changes", "word"),
     [
         ({"weights": "random"}, "random"),

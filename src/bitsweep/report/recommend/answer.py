@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -219,8 +219,7 @@ def _with_seeds(candidates: Sequence[Candidate], axes: Sequence[str]) -> list[Ca
     for candidate in candidates:
         own = alike[tuple(str(candidate.row.get(axis)) for axis in keys)]
         values = sorted(c.quality.value for c in own if c.quality.value is not None)
-        made = dict(vars(candidate)) | {"seeds": tuple(values) if len(own) > 1 else ()}
-        found.append(Candidate(**made))
+        found.append(replace(candidate, seeds=tuple(values) if len(own) > 1 else ()))
     return found
 
 

@@ -72,11 +72,8 @@ def share(text: str, flag: str = "--keep") -> float:
         raise UserError(f"{flag} {text}: takes a share of full precision's quality, as 0.9")
     value = float(text.removesuffix("%")) / (100 if percent else 1)
     if not 0 < value <= 1:
-        hint = (
-            f"; for {value:g} per cent write {value / 100:g}"
-            if 1 < value <= 100 and not percent
-            else ""
-        )
+        meant = 1 < value <= 100 and not percent
+        hint = f"; for {value:g} per cent write {value / 100:g}" if meant else ""
         raise UserError(f"{flag} {text}: takes a share over 0 and up to 1{hint}")
     return value
 
