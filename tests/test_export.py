@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from bitsweep import export
 from bitsweep.artifacts import Artifacts, hash_file
 from bitsweep.cli import MISTAKE, OK, dispatch
+from bitsweep.commands.export import find
 from bitsweep.errors import UserError
 from bitsweep.export import checkpoint, contents
 from bitsweep.models import skeleton
@@ -227,6 +228,18 @@ def test_a_record_becomes_a_folder_whose_card_has_its_numbers(desk, capsys) -> N
     said = capsys.readouterr().out
     assert "exported" in said
     assert "next" not in said
+
+
+def test_of_several_records_of_a_point_the_one_asked_for_comes_first(desk) -> None:
+    """Its command is composed again: its data and probes are what the next line measures with."""
+    first = measured(desk, *POINT)
+    assert desk("run", "results_dir=results", *POINT, "probes.perplexity.tokens=64") == OK
+    runs = {record.run_id for record in Store(desk.folder / "results" / "adhoc").records()}
+    assert len(runs) == 2
+    for run_id in (first, *(runs - {first})):
+        found = find(run_id, Path("results"))
+        assert found[0].run_id == run_id
+        assert {record.run_id for record in found} == runs
 
 
 def test_a_point_without_a_record_is_exported_from_its_keys(desk) -> None:

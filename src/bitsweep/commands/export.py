@@ -89,7 +89,9 @@ def check_format(name: str) -> None:
 
 
 def find(run_id: str, results: Path) -> list[Record]:
-    """The Records, quality first, of the one point whose run_id or point_id begins so."""
+    """The Records of the one point whose run_id or point_id begins so: those of its quality first,
+    of several the one that was asked for, then the one with most numbers.
+    """
     found = {record.run_id: record for _, record in lookup("export", run_id, results)}
     points = {record.point_id for record in found.values()}
     if len(points) > 1:
@@ -103,7 +105,15 @@ def find(run_id: str, results: Path) -> list[Record]:
     first = next(iter(found.values()))
     if first.status != "ok":
         raise UserError(f"export {run_id}: this point was {first.status}: {first.reason}")
-    return sorted(siblings.values(), key=lambda record: (record.kind, record.run_id))
+    return sorted(
+        siblings.values(),
+        key=lambda record: (
+            record.kind,
+            record.run_id not in found,
+            -len(record.metrics),
+            record.run_id,
+        ),
+    )
 
 
 def again(
