@@ -32,29 +32,24 @@ class Interval:
     hi: float
 
 
-def bootstrap(
-    units: Array,
-    statistic: Callable[[Array], Array],
-    resamples: int = RESAMPLES,
-    seed: int = SEED,
-) -> Interval:
+def bootstrap(units: Array, statistic: Callable[[Array], Array]) -> Interval:
     """Percentile bootstrap over the rows of ``units``.
 
     Args:
         units: ``(n, columns)``, one row a unit, finite.
         statistic: from summed columns ``(b, columns)`` to values ``(b,)``.
 
-    The same units and seed give the same interval, whatever the number of threads (no BLAS).
+    The same units give the same interval, whatever the number of threads (no BLAS).
     """
     units = np.asarray(units, dtype=np.float64)
     n = len(units)
     if n < 2:
         raise ValueError(f"{n} unit: a bootstrap needs at least 2")
-    generator = np.random.Generator(np.random.PCG64(seed))
+    generator = np.random.Generator(np.random.PCG64(SEED))
     values = []
     block = max(1, _BLOCK // n)
-    for start in range(0, resamples, block):
-        rows = min(block, resamples - start)
+    for start in range(0, RESAMPLES, block):
+        rows = min(block, RESAMPLES - start)
         drawn = generator.integers(n, size=(rows, n)) + np.arange(rows)[:, None] * n
         counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
         values.append(statistic(np.einsum("bn,nk->bk", counts.astype(np.float64), units)))

@@ -159,9 +159,9 @@ def check_calibration(calibration: TextSource, data: Data, artifacts: Artifacts)
 # ------------------------------------------------------------------------------------ tokens
 
 
-def tokens(source: TextSource, model: Model, artifacts: Artifacts, bos: str = "none") -> Tensor:
-    """The text as one stream of tokens, int64 ``(n,)``; see :func:`stream`."""
-    return stream(source, model, artifacts, bos)["tokens"]
+def tokens(source: TextSource, model: Model, artifacts: Artifacts) -> Tensor:
+    """The text as one stream of tokens, int64 ``(n,)``, without special ones; see :func:`stream`."""
+    return stream(source, model, artifacts)["tokens"]
 
 
 def stream(
