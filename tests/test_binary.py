@@ -34,6 +34,12 @@ def test_no_other_scale_has_less_error_under_the_importance() -> None:
     assert bool((error(1.0) < error(0.99)).all())
 
 
+def test_where_nothing_counts_the_scale_is_the_plain_mean() -> None:
+    nothing = torch.zeros(1, 2)  # all inputs were 0, or all weights are pruned
+    quant = QuantTensor.quantize(torch.tensor([[1.0, -2.0]]), spec(), importance=nothing)
+    assert quant.dequantize().tolist() == [[1.5, -1.5]]
+
+
 @pytest.mark.parametrize(("size", "scale"), [(0.7, 0.5), (0.8, 1.0)])
 def test_a_power_of_two_is_the_nearest_one(size: float, scale: float) -> None:
     quant = QuantTensor.quantize(torch.tensor([[size, -size]]), spec("power_of_two"))
