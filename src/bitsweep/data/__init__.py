@@ -160,7 +160,7 @@ def check_calibration(calibration: TextSource, data: Data, artifacts: Artifacts)
 
 
 def tokens(source: TextSource, model: Model, artifacts: Artifacts) -> Tensor:
-    """The text as one stream of tokens, int64 ``(n,)``, without special ones; see :func:`stream`."""
+    """The text as one stream of tokens, int64 ``(n,)``, none special; see :func:`stream`."""
     return stream(source, model, artifacts)["tokens"]
 
 
