@@ -19,7 +19,7 @@ import pytest
 import records
 import trackers
 
-from bitsweep import tracking
+from bitsweep import cli, tracking
 from bitsweep.compose import compose
 from bitsweep.config import job
 from bitsweep.errors import UserError
@@ -57,8 +57,8 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """``mlflow server`` over a database file, as a lab would start it."""
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    """``mlflow server`` over a database file, as a lab would start it: address, process group."""
     pytest.importorskip("flask_cors", reason="MLflow's server needs flask and flask-cors")
     folder, port = tmp_path_factory.mktemp("server"), free_port()
     (folder / "server.db").write_bytes(trackers.blank_database())
@@ -82,10 +82,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 assert process.poll() is None, (folder / "log").read_text()
                 assert time.monotonic() < deadline, (folder / "log").read_text()
                 time.sleep(0.2)
-            yield address
+            yield address, process.pid
         finally:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def server(serving: tuple[str, int]) -> str:
+    return serving[0]
 
 
 def answers(url: str) -> bool:
@@ -186,6 +191,41 @@ def test_without_its_ledger_a_record_is_still_there_once(server, tmp_path, said)
     assert len(runs(server, "twice")) == 1
 
 
+def test_a_server_that_falls_silent_is_gone_on_with_where_it_was(serving, tmp_path, monkeypatch):
+    """It is stopped while the second run is written, and goes on later, as one that hung."""
+    server, group = serving
+    monkeypatch.chdir(tmp_path)
+    rows = measured("demo")
+    store = stored(tmp_path / "results" / "demo", rows)
+    asked = ["publish", "demo", "tracker=mlflow"]
+    asked += [f"tracker.tracking_uri={server}", "tracker.timeout_s=2"]
+    command = [sys.executable, "-m", "bitsweep", *asked]
+    kept = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    ledger = store.folder / "published.jsonl"
+    try:
+        process = subprocess.Popen(command, **kept)
+        while not ledger.exists() or ledger.read_bytes().count(b"\n") < 3:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.001)
+        os.killpg(group, signal.SIGSTOP)
+        said, mistakes = process.communicate(timeout=60)
+    finally:
+        os.killpg(group, signal.SIGCONT)
+    assert process.returncode == cli.FAILED
+    (line,) = mistakes.splitlines()
+    assert line.endswith(f"{server} does not answer")
+    assert f"mlflow: 1 of 4 runs published; {server}" in said
+    assert "3 are missing, the others stay; go on with: bitsweep publish demo" in said
+    events = [json.loads(event)["event"] for event in ledger.read_text().splitlines()]
+    assert events == ["begun", "done", "begun"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert "mlflow: 3 of 4 runs published, 1 there before" in done.stdout
+    found = [named(run["data"]["tags"]) for run in runs(server, "demo")]
+    assert sorted(tags.get("bitsweep.run_id", "report") for tags in found) == sorted(
+        [*(record.run_id for record in rows), "report"]
+    )
+
+
 def test_the_report_carries_the_front_the_page_and_the_pictures(server):
     rows = (("gptq w4g64", 4, None), ("rtn <b>", 3, 11.25))
     page = "<!doctype html><title>front</title>"
@@ -227,12 +267,22 @@ def test_a_changed_record_is_the_next_attempt_and_says_so_in_the_old_one(tmp_pat
     assert "bitsweep.superseded" not in tags[f"{stem}-2"]
 
 
-def test_the_layers_are_a_table_beside_the_run(tmp_path):
+def test_the_layers_are_a_table_beside_the_run(tmp_path, monkeypatch):
     (record, *_) = measured("demo")
     layers = Layers.of([{"plan": {"layers.0.q_proj": "w4g64"}}])
     trackers.mlflow(tmp_path).log(record, Entry("abc-1", layers=layers), print)
     (path,) = (tmp_path / "mlflow-artifacts").rglob("layers.json")
     assert json.loads(path.read_text())["data"] == [["layers.0.q_proj", "w4g64", 4.0, "int"]]
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    table = MlflowClient().load_table("1", "layers.json")
+    assert table.to_dict("list") == {
+        "layer": ["layers.0.q_proj"],
+        "became": ["w4g64"],
+        "bits": [4.0],
+        "format": ["int"],
+    }
 
 
 def test_a_database_that_was_cut_off_in_the_making_is_made_anew(tmp_path):
