@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import multiprocessing
 import os
@@ -104,3 +105,14 @@ def test_file_digest_sees_changed_content(tmp_path):
     before = file_digest(path)
     path.write_bytes(b"bb")
     assert file_digest(path) != before
+
+
+def test_a_write_that_fails_names_the_file_and_leaves_nothing(tmp_path: Path) -> None:
+    def full(temporary: Path) -> None:
+        temporary.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomically(tmp_path / "a.json", full)
+    assert caught.value.filename == str(tmp_path / "a.json")
+    assert list(tmp_path.iterdir()) == []

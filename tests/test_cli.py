@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import os
@@ -17,7 +18,10 @@ from desk import Desk, lay
 
 from bitsweep import cli
 from bitsweep.axes import AXES, GROUPS
+from bitsweep.commands import look
 from bitsweep.commands.look import LISTS
+from bitsweep.record import Record
+from bitsweep.store import Store
 
 
 @pytest.fixture
@@ -286,6 +290,71 @@ def test_any_verb_that_is_interrupted_says_so_in_a_line(
     monkeypatch.setattr(module, verb, interrupted)
     assert cli.dispatch([verb, "demo"]) == cli.STOPPED
     assert capsys.readouterr().err == "stopped\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "a.txt"), "a.txt: Permission denied; "),
+        (OSError(errno.ENOSPC, "No space left on device", "r.json"), "r.json: No space left"),
+        (OSError(errno.ENOSPC, "No space left on device"), "bitsweep: No space left on device; "),
+    ],
+)
+def test_a_file_that_the_machine_refuses_is_one_line(
+    error: OSError,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refused(argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(look, "show", refused)
+    assert cli.dispatch(["show", "abcd"]) == cli.MISTAKE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_a_file_that_we_look_for_in_vain_is_a_mistake_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lost(argv: list[str]) -> int:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "a.txt")
+
+    monkeypatch.setattr(look, "show", lost)
+    with pytest.raises(FileNotFoundError):
+        cli.dispatch(["show", "abcd"])
+
+
+def test_a_sweep_whose_disk_is_full_measures_no_further_point(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    really, tried = Store.put, []
+
+    def put(self: Store, record: Record, details: list[dict[str, object]]) -> None:
+        tried.append((record.point["bits"], record.status))
+        if len(tried) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device", "results/r.json")
+        really(self, record, details)
+
+    monkeypatch.setattr(Store, "put", put)
+    assert cli.dispatch(["run", *desk.overrides("-m", "bits=2,3,4")]) == cli.MISTAKE
+    assert tried == [(2, "ok"), (3, "ok"), (3, "failed")]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("results/r.json: No space left on device; free some space; 1 finished")
+    assert "go on with: bitsweep run" in line
+
+
+def test_a_cache_that_is_no_folder_is_found_before_anything_is_measured(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = desk.folder / "measured.txt"
+    monkeypatch.setenv("BITSWEEP_CACHE", str(place))
+    assert desk("run", "bits=3") == cli.MISTAKE
+    assert f"BITSWEEP_CACHE={place}: can not write there" in capsys.readouterr().err
+    assert not (desk.folder / "results").exists()
+    cli.dispatch(["doctor"])
+    assert f"warn cache     {place}" in capsys.readouterr().out
 
 
 def test_what_a_batch_system_sends_at_its_limit_is_a_ctrl_c(tmp_path: Path) -> None:

@@ -96,6 +96,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk names none, and nobody knows the temporary one
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

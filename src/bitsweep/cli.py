@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from bitsweep.compose import nearest
-from bitsweep.errors import UserError
+from bitsweep.errors import UserError, refused_by_machine
 
 VERBS = {
     "run": ("launch", "measure one point; run -m sweeps several values"),
@@ -55,6 +55,12 @@ def dispatch(argv: list[str]) -> int:
     except BrokenPipeError:  # `bitsweep list methods | head`
         sys.stderr.close()
         return OK
+    except OSError as error:
+        line = refused_by_machine(error)
+        if line is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"bitsweep: {line}", file=sys.stderr)
+        return MISTAKE
 
 
 def _verb(argv: list[str]) -> int:

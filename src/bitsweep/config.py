@@ -124,7 +124,9 @@ def check(job: Job, artifacts: Artifacts) -> None:
 
     point = job.point
     check_device(point.model.device)
-    check_folder(point.results_dir)
+    check_folder(point.results_dir, "results_dir")
+    if artifacts.root is not None:
+        check_folder(artifacts.root, "BITSWEEP_CACHE")
     point.data.check()
     if point.calibrated:
         if point.calibration.source.path == "":
@@ -137,13 +139,12 @@ def check(job: Job, artifacts: Artifacts) -> None:
             check_calibration(point.calibration.source, point.data, artifacts)
 
 
-def check_folder(results_dir: Path) -> None:
+def check_folder(folder: Path, key: str) -> None:
     """Raises UserError where no folder can be made. Makes none: ``plan`` asks this as well."""
-    place = next(path for path in (results_dir, *results_dir.absolute().parents) if path.exists())
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise UserError(
-            f"results_dir={results_dir}: can not write there; "
-            "choose another folder with results_dir=PATH"
+            f"{key}={folder}: can not write there; choose another folder with {key}=PATH"
         )
 
 

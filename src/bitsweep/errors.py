@@ -1,4 +1,25 @@
-"""The two ways in which a point can be turned away."""
+"""The two ways in which a point can be turned away, and what a machine can refuse."""
+
+from __future__ import annotations
+
+import errno
+
+FULL = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some of your quota"}
+PLACE = dict.fromkeys(
+    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+    "look at its rights, or name another place",
+)
+ADVICE = FULL | PLACE
+"""What helps where the machine refuses a file; any other OSError is a mistake of ours."""
+
+
+def refused_by_machine(error: OSError) -> str | None:
+    """One line about a file that can not be read or written, or None for a mistake of ours."""
+    advice = ADVICE.get(error.errno or 0)
+    if advice is None:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}; {advice}"
 
 
 class UserError(Exception):

@@ -208,6 +208,14 @@ def _set_threads(job: Job) -> None:
         torch.set_num_threads(job.threads)
 
 
+class Halt(BaseException):
+    """Ends a launch now: after an Exception a launcher goes on with the next point."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 @dataclass
 class Session:
     """What the points of one launch share. Calling it runs one point (Hydra's task function)."""
@@ -244,7 +252,11 @@ class Session:
         return [candidate.overrides for candidate in todo]
 
     def __call__(self, task_config: DictConfig) -> Outcome:
-        """Run one composed point; whatever goes wrong is its Outcome's, the sweep goes on."""
+        """Run one composed point; whatever goes wrong is its Outcome's, the sweep goes on.
+
+        Raises:
+            Halt: its Record could not be written, and the next one's could not either.
+        """
         from hydra.core.hydra_config import HydraConfig
         from omegaconf import OmegaConf
 
@@ -252,13 +264,19 @@ class Session:
         overrides = [str(item) for item in hydra.overrides.task]
         for candidate in self.candidates:
             if candidate.overrides == overrides:
-                return self.execute(candidate)
+                return self._or_halt(candidate)
         values = OmegaConf.to_container(task_config, resolve=True)
         taken = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
         assert isinstance(values, dict)
         plain = {str(key): value for key, value in values.items()}
         job = config.parse(plain, taken, _command(overrides, self.config_dir))
-        return self.execute(Candidate(overrides, job, "run"))  # another sweeper's: not surveyed
+        return self._or_halt(Candidate(overrides, job, "run"))  # another sweeper's: not surveyed
+
+    def _or_halt(self, candidate: Candidate) -> Outcome:
+        try:
+            return self.execute(candidate)
+        except OSError as error:
+            raise Halt(error) from error
 
     def execute(self, candidate: Candidate, alone: bool = False) -> Outcome:
         """Run the missing Records of one valid point, mirror them, print its line.
@@ -350,9 +368,13 @@ def launch(overrides: Sequence[str], session: Session, extra_dir: str | None = N
 
     Raises:
         UserError: a mistake in any point, before the first one starts.
+        OSError: a Record can not be written.
     """
     session.config_dir = extra_dir
     lines = [*normal(overrides), "hydra.mode=MULTIRUN"]
-    with hydra_app(lines, extra_dir) as hydra, one_line_errors():
-        hydra.multirun(config_name=CONFIG_NAME, task_function=session, overrides=lines)
+    try:
+        with hydra_app(lines, extra_dir) as hydra, one_line_errors():
+            hydra.multirun(config_name=CONFIG_NAME, task_function=session, overrides=lines)
+    except Halt as halt:
+        raise halt.error from None
     return session

@@ -150,7 +150,7 @@ def _disk() -> Iterator[Line]:
     for topic, place in (("results", Path.cwd()), ("cache", cache_root())):
         folder = next(p for p in (place, *place.parents) if p.exists())
         free = shutil.disk_usage(folder).free / 2**30
-        writable = os.access(folder, os.W_OK)
+        writable = folder.is_dir() and os.access(folder, os.W_OK)
         text = f"{place}: {free:.0f} GiB free"
         if not writable:
             text += "; not writable"

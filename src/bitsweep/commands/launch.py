@@ -19,7 +19,7 @@ from bitsweep.compose import (
     one_line_errors,
 )
 from bitsweep.config import command_line, job
-from bitsweep.errors import UserError
+from bitsweep.errors import UserError, refused_by_machine
 
 if TYPE_CHECKING:
     from bitsweep.point import Point
@@ -141,11 +141,15 @@ def _sweep(overrides: list[str], config_dir: str | None, command: str) -> int:
     try:
         launch(overrides, session, config_dir)
         _report(session, command)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OSError) as stopped:
         session.progress.close()
-        done = len(session.outcomes)
-        print(f"stopped; {done} finished points are kept; go on with: {command}", file=sys.stderr)
-        return cli.STOPPED
+        done, code, why = len(session.outcomes), cli.STOPPED, "stopped"
+        if isinstance(stopped, OSError):
+            code, why = cli.MISTAKE, refused_by_machine(stopped) or ""
+            if not done or not why:
+                raise
+        print(f"{why}; {done} finished points are kept; go on with: {command}", file=sys.stderr)
+        return code
     if session.candidates and all(item.fate == "refused" for item in session.candidates):
         return cli.MISTAKE
     return cli.FAILED if session.failed else cli.OK
