@@ -301,6 +301,27 @@ def test_the_keyboard_alone_finds_sorts_and_opens(browser: Browser, url: str) ->
     browser.wait("!document.getElementById('panel').hidden")
 
 
+def test_a_row_that_is_closed_has_the_focus_again(browser: Browser, url: str) -> None:
+    browser.open(url, READY)
+    row = "document.activeElement.closest('tr')?.getAttribute('aria-rowindex')"
+    browser.run("document.querySelector('#table tbody tr:nth-child(7) button').focus()")
+    before = browser.run(row)
+    browser.key("Enter", 13, "\r")
+    browser.wait("!document.getElementById('panel').hidden")
+    browser.key("Escape", 27)
+    assert browser.run(row) == before
+
+
+def test_a_print_has_every_row_and_no_gap(browser: Browser, tmp_path: Path) -> None:
+    browser.open(written(tmp_path, many(200)), READY)
+    lines = "document.querySelectorAll('#table tbody tr').length"
+    few = browser.run(lines)
+    browser.run("dispatchEvent(new Event('beforeprint'))")
+    assert browser.run(lines) == 200
+    browser.run("dispatchEvent(new Event('afterprint'))")
+    assert browser.run(lines) == few < 100
+
+
 def test_a_refused_point_says_why_when_its_cell_is_focused(browser: Browser, url: str) -> None:
     browser.open(url, READY)
     browser.run("PARTS.forEach(settle)")

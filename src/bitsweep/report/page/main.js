@@ -82,7 +82,11 @@ async function begin() {
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   matchMedia("(max-width: 700px)").addEventListener("change", draw);
-  addEventListener("beforeprint", () => PARTS.forEach(settle));
+  addEventListener("beforeprint", () => {
+    PARTS.forEach(settle);
+    print(true);
+  });
+  addEventListener("afterprint", () => print(false));
   $("failure").remove();
   draw();
   const script = document.createElement("script");

@@ -7,10 +7,11 @@ function openRow(i) {
   if (state.row !== null) $("panel").querySelector("h2").focus({ preventScroll: true });
 }
 function closeRow() {
-  const was = opener;
+  const was = opener,
+    line = `#table tr[data-row="${state.row}"] button`; // drawn again meanwhile
   goTo({ row: null });
-  if (was && was.isConnected) was.focus({ preventScroll: true });
-  else document.querySelector("#table tbody button")?.focus({ preventScroll: true });
+  const back = was && was.isConnected && was !== document.body ? was : document.querySelector(line);
+  (back ?? document.querySelector("#table tbody button"))?.focus({ preventScroll: true });
 }
 
 let showing = null;

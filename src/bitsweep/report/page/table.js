@@ -142,9 +142,16 @@ function table() {
 
 const isText = name => data.columns[name] && !Array.isArray(data.columns[name]);
 
+const MOST_PRINTED = 1000;
+let printing = false;
+function print(now) {
+  printing = now;
+  slice(true);
+}
+
 function slice(again = false) {
   const box = $("scroller"),
-    count = Math.ceil(Math.max(box.clientHeight, 640) / ROW) + 2 * SPARE;
+    count = printing ? MOST_PRINTED : Math.ceil(Math.max(box.clientHeight, 640) / ROW) + 2 * SPARE;
   const first = Math.max(0, Math.min(sorted.length - count, Math.floor(box.scrollTop / ROW) - SPARE));
   if (first === from && !again) return;
   from = first;
