@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -335,6 +338,36 @@ def test_a_mistake_in_the_paper_shows_before_anything_is_measured(desk: Path, ca
     (desk / "experiments" / "demo.yaml").write_text("paper: {title: A}\n", encoding="utf-8")
     assert dispatch(words) == 2
     assert "demo: paper.section: must be given" in capsys.readouterr().err
+
+
+def test_a_sweep_that_is_stopped_ends_in_its_own_time(tmp_path: Path):
+    """It has a second to keep what is finished; subprocess.run would kill it after a quarter."""
+    child = (
+        "import pathlib, time\n"
+        "pathlib.Path('begun').touch()\n"
+        "try:\n"
+        "    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n"
+        "    time.sleep(1)\n"
+        "    pathlib.Path('kept').touch()\n"
+    )
+    code = (
+        "import sys\n"
+        "from bitsweep.commands.paper import _wait\n"
+        f"sys.exit(_wait([sys.executable, '-c', {child!r}]))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, start_new_session=True) as p:
+        while not (tmp_path / "begun").exists() and p.poll() is None:
+            time.sleep(0.05)
+        os.killpg(p.pid, signal.SIGINT)
+        assert p.wait() == 130
+    assert (tmp_path / "kept").exists()
+
+
+def test_what_was_stopped_says_how_to_go_on(desk: Path, monkeypatch, capsys):
+    monkeypatch.setattr(verb, "_wait", lambda command: 130)
+    assert dispatch(["paper", "--rerun", "--no-pdf"]) == 130
+    assert "stopped; go on with: bitsweep paper --rerun --no-pdf" in capsys.readouterr().err
 
 
 def test_without_latex_there_is_a_line_and_no_failure(desk: Path, monkeypatch, capsys):

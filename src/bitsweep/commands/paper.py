@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bitsweep import cli
 from bitsweep.commands.launch import Parser
+from bitsweep.config import command_line
 from bitsweep.errors import UserError
 from bitsweep.report.paper import typeset
 from bitsweep.report.paper.language import sections
@@ -32,6 +33,8 @@ def paper(argv: list[str]) -> int:
         return _check(build.differences(given.out, given.results_dir))
     if given.rerun:
         code = _rerun(given.results_dir)
+        if code == cli.STOPPED:
+            print(f"stopped; go on with: {command_line('paper', argv)}", file=sys.stderr)
         if code != cli.OK:
             return code
     known, others = build.folders(given.results_dir)
@@ -68,10 +71,20 @@ def _rerun(results: Path) -> int:
     for section in sections():
         command = ["sweep", section.experiment, f"results_dir={results}"]
         print(f"bitsweep {' '.join(command)}", flush=True)
-        done = subprocess.run([sys.executable, "-m", "bitsweep", *command], check=False)
-        if done.returncode not in (cli.OK, cli.FAILED):
-            return done.returncode
+        code = _wait([sys.executable, "-m", "bitsweep", *command])
+        if code not in (cli.OK, cli.FAILED):
+            return code
     return cli.OK
+
+
+def _wait(command: list[str]) -> int:
+    """The exit code of ``command``; Ctrl-C reaches it as well, and it ends in its own time."""
+    with subprocess.Popen(command) as running:
+        try:
+            return running.wait()
+        except KeyboardInterrupt:
+            running.wait()
+            return cli.STOPPED
 
 
 def _typeset(document: Path, left_out: bool) -> None:
