@@ -26,6 +26,8 @@ UNIFORM = Policy("uniform", (Rule(role="linear"),))
 PLAIN = QuantSpec(8, PER_CHANNEL, scale_dtype="float32")
 TOKEN, TENSOR = InputSpec(PLAIN), InputSpec(PLAIN, per="tensor")
 SIGNED = InputSpec(replace(PLAIN, symmetric=True))
+LOG = replace(PLAIN, format="log")
+GROUPED = InputSpec(replace(SIGNED.quant, group_size=32))
 
 POINTS: list[tuple[Method, QuantSpec, InputSpec | None]] = [
     (TorchDynamic(), QuantSpec(8, PER_CHANNEL), TENSOR),
@@ -106,11 +108,14 @@ def test_a_second_run_has_the_same_codes(point, model: Model) -> None:
         (TorchDynamic(), QuantSpec(4, PER_CHANNEL), TENSOR, "format=int bits=8 only"),
         (TorchDynamic(), QuantSpec(8, 64), TENSOR, "group_size=64"),
         (TorchDynamic(), QuantSpec(8, PER_CHANNEL), None, "input.per=tensor"),
+        (TorchDynamic(), QuantSpec(8, PER_CHANNEL), replace(TENSOR, quant=LOG), "asks for alog8t"),
+        (TorchDynamic(), QuantSpec(8, PER_CHANNEL), replace(SIGNED, per="tensor"), "a8t-sym"),
         (Torchao(), QuantSpec(4, PER_TENSOR), None, "group_size=0"),
         (Torchao(), QuantSpec(4, 32), SIGNED, "input.symmetric=true"),
         (Torchao(), QuantSpec(4, 32), TENSOR, "of 8 bits per token"),
         (Bitsandbytes(), QuantSpec(3, 64), None, "format=nf bits=4"),
         (Bitsandbytes(), QuantSpec(8, PER_CHANNEL), None, "input.symmetric=true"),
+        (Bitsandbytes(), QuantSpec(8, PER_CHANNEL), GROUPED, "asks for a8g32-sym"),
         (Bitsandbytes(), QuantSpec(4, 64, format="nf"), TOKEN, "in full precision"),
     ],
 )

@@ -67,8 +67,9 @@ class Bitsandbytes:
         if inputs is None or inputs.adaptive:
             return wants_inputs("bitsandbytes", wanted, inputs)
         quant = inputs.quant
-        found = (quant.format, quant.bits, quant.symmetric, inputs.per, inputs.range)
-        if found != ("int", 8, True, "token", "dynamic"):
+        codes = (quant.format, quant.bits, quant.symmetric, quant.group_size)
+        rows = (inputs.per, inputs.range)
+        if codes != ("int", 8, True, PER_CHANNEL) or rows != ("token", "dynamic"):
             return wants_inputs("bitsandbytes", wanted, inputs)
         return None
 

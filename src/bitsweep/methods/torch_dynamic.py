@@ -40,11 +40,17 @@ class TorchDynamic:
         return None
 
     def skip_layer(self, layer: Layer, spec: LayerSpec) -> str | None:
-        found = spec.input
-        if found is None or (found.bits, found.per, found.range) != (8, "tensor", "dynamic"):
-            wanted = "of 8 bits per tensor (input.bits=8 input.per=tensor)"
-            return linear_only("torch_dynamic", layer) or wants_inputs("it", wanted, found)
-        return linear_only("torch_dynamic", layer)
+        reason, found = linear_only("torch_dynamic", layer), spec.input
+        if reason is not None:
+            return reason
+        wanted = "of 8 asymmetric bits per tensor (input.bits=8 input.per=tensor)"
+        if found is None:
+            return wants_inputs("it", wanted, found)
+        quant = found.quant
+        known = (quant.format, quant.bits, quant.symmetric, found.per, found.range)
+        if known != ("int", 8, False, "tensor", "dynamic"):
+            return wants_inputs("it", wanted, found)
+        return None
 
     def resolve(self, spec: QuantSpec) -> QuantSpec:
         return replace(spec, symmetric=True, scale_dtype="float32")
