@@ -90,6 +90,13 @@ def test_a_run_is_written_whole_or_not_at_all(tmp_path):
     assert trackers.tensorboard_run(logged(tmp_path, record, Entry("abc-1"))).numbers
 
 
+def test_what_a_kill_left_of_a_run_is_gone_once_it_is_written(tmp_path):
+    folder = logged(tmp_path, measured(), Entry("abc-1"))
+    (folder / EVENTS).rename(folder / ".partial.4711.0.tmp")
+    assert logged(tmp_path, measured(), Entry("abc-1", again=True)) == folder
+    assert [path.name for path in folder.iterdir()] == [EVENTS]
+
+
 def test_a_run_that_is_there_stays_and_again_replaces_it(tmp_path):
     record = measured()
     folder = logged(tmp_path, record, Entry("abc-1"))

@@ -89,6 +89,7 @@ def test_no_path_and_no_name_of_this_machine_is_sent(server, store, tmp_path):
         assert str(place).encode() not in sent
     about = {(run.get("host"), run.get("program")) for run in server.runs.values()}
     assert about == {(None, "bitsweep")}
+    assert not [path for path in server.asked if "otel" in path], "W&B's reports of its own"
 
 
 def test_a_record_that_changed_is_the_next_run_and_the_older_one_is_tagged(server, store, capsys):

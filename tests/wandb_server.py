@@ -28,8 +28,8 @@ Json = dict[str, Any]
 
 @dataclass
 class Server:
-    """What it was sent. ``deaf``: whether it gives no answer any more, asked at each request with
-    the name of its operation or its path, and all that was said in it.
+    """What it was sent, and to which paths. ``deaf``: whether it gives no answer any more, asked at
+    each request with the name of its operation or its path, and all that was said in it.
     """
 
     url: str = ""
@@ -37,6 +37,7 @@ class Server:
     artifacts: list[Json] = field(default_factory=list)
     views: dict[str, Json] = field(default_factory=dict)
     sent: list[bytes] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
     deaf: Callable[[str, str], bool] = lambda what, said: False
 
     def finished(self) -> dict[str, Json]:
@@ -216,6 +217,7 @@ def serving() -> Iterator[Server]:
             if self.headers.get("content-encoding") == "gzip":
                 body = gzip.decompress(body)
             kept.sent.append(body)
+            kept.asked.append(self.path)
             return body
 
         def _say(self, body: bytes) -> None:

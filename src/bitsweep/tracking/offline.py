@@ -10,7 +10,7 @@ from pathlib import Path
 MARK = "bitsweep-project"
 """A file beside an offline run that is whole: the project that it is for."""
 SUPERSEDED = "superseded"
-"""The folder of older runs, which are not uploaded any more."""
+"""The folder of older runs, which are not uploaded any more; online they have it as a tag."""
 
 _listed: dict[Path, tuple[int, dict[str, list[Path]]]] = {}
 

@@ -18,8 +18,8 @@ from wandb_workspaces import expr
 
 from bitsweep.artifacts import digest
 from bitsweep.record import Kind
+from bitsweep.tracking.offline import SUPERSEDED
 from bitsweep.tracking.view import Axis, Block, Front, Values
-from bitsweep.tracking.wandb import SUPERSEDED
 from bitsweep.tracking.wire import Spec, spec_of
 
 SHOWN = 100

@@ -95,6 +95,8 @@ class Tensorboard:
         if (folder / EVENTS).is_file() and not entry.again:
             return
         body = _events(messages, wall_s)
+        for torso in folder.glob(f".{PARTIAL}.*"):
+            torso.unlink()
         write_atomically(folder / PARTIAL, lambda file: _fill(file, body))
         (folder / PARTIAL).replace(folder / EVENTS)
 

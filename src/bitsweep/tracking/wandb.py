@@ -28,13 +28,12 @@ from bitsweep.tracking import Entry, Say, Summary
 from bitsweep.tracking.environment import environment
 from bitsweep.tracking.flat import config, label, numbers, plain
 from bitsweep.tracking.login import Mode, base_url, logged_in, resolve
-from bitsweep.tracking.offline import Offline
+from bitsweep.tracking.offline import SUPERSEDED, Offline
 
 TAG_CAP = 64
 LEAVE_S = 5.0
-SUPERSEDED = "superseded"
 QUIET = {"WANDB_ERROR_REPORTING": "false"}
-"""Its stack traces tell of folders."""
+"""Its error reports tell of folders."""
 SETTINGS = {
     "console": "off",
     "silent": True,
@@ -141,6 +140,7 @@ class Wandb:
             config={"experiment": summary.experiment, "front_points": len(summary.rows)},
         )
 
+    @environment(QUIET)
     def _publish(
         self, entry: Entry, say: Say, fill: Callable[[Any], None], exit_code: int = 0, **run: Any
     ) -> None:
@@ -188,8 +188,7 @@ class Wandb:
 
         known = type(wandb.Settings()).model_fields  # the names that start with x_ come and go
         settings = {name: value for name, value in SETTINGS.items() if name in known}
-        with environment(QUIET):  # silent while it looks for a login too
-            wandb.setup(settings=wandb.Settings(**settings))
+        wandb.setup(settings=wandb.Settings(**settings))  # silent while it looks for a login too
         if mode == "online":
             settings["init_timeout"] = self.init_timeout_s
             settings["finish_timeout"] = self.finish_timeout_s

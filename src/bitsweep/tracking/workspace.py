@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 from bitsweep.artifacts import digest, write_atomically
 from bitsweep.errors import UserError
 from bitsweep.record import Record
+from bitsweep.tracking.environment import environment
+from bitsweep.tracking.wandb import QUIET
 
 FILE = "workspace.json"
 FORMAT = 1
@@ -158,6 +160,7 @@ def how_to_apply(specification: Specification, path: Path) -> str:
     return f"The W&B view is kept in {path}; to apply it: wandb login, then {specification.command}"
 
 
+@environment(QUIET)
 def apply(specification: Specification, timeout_s: int = TIMEOUT_S) -> Applied:
     """Save the workspaces and the report over there; those of the same name are replaced.
 
