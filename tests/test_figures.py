@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import records
@@ -245,6 +247,38 @@ def test_a_panel_of_the_heat_map_has_the_methods_that_it_has_numbers_of():
         axes.get_title(): [t.get_text() for t in axes.get_yticklabels()] for axes in drawn.axes
     }
     assert names == {"by_role g64": ["gptq"], "uniform g64": ["hqq", "rtn"]}
+
+
+def test_a_heat_map_of_as_many_methods_as_there_may_be_is_no_higher_than_a_page():
+    policies = [f"p{i}" for i in range(6)]
+    rows = [
+        records.record(f"m{i}", 4, 64, policies[i % 6], metrics=[records.ppl(3.0, 2.9, 3.1)])
+        for i in range(heatmap.MOST_LINES)
+    ]
+    assert heatmap.draw(tables.heat(frame(rows)), "t").get_figheight() <= 10
+
+
+def test_every_pair_of_colours_is_told_apart_by_colour_blind_eyes():
+    """Simulated as by Machado et al., 2009, compared in CIELAB, where 2 is just seen."""
+    for seen in ([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                  [-0.003882, -0.048116, 1.051998]],
+                 [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                  [-0.011820, 0.042940, 0.968881]]):  # fmt: skip
+        colors = [_lab(np.clip(np.array(seen) @ _linear(code), 0, 1)) for code in style.PALETTE]
+        assert min(np.linalg.norm(a - b) for a, b in combinations(colors, 2)) > 15
+
+
+def _linear(code: str) -> Any:
+    red_green_blue = np.array([int(code[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(
+        red_green_blue <= 0.04045, red_green_blue / 12.92, ((red_green_blue + 0.055) / 1.055) ** 2.4
+    )
+
+
+def _lab(linear: Any) -> Any:
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(np.array(to_xyz) @ linear / np.array([0.9505, 1, 1.089]))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
 def _title(axes: Any) -> str:

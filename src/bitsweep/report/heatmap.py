@@ -23,8 +23,12 @@ from bitsweep.report.tables import signed
 
 Square = list[tuple[float, float]]
 
-MOST_LINES = 50
-"""Methods of all panels that a page has room for; the table has the others."""
+MOST_LINES, FIRST_LINES = 54, 12
+"""Methods of all panels that a page has room for; where they are more than twice as many only the
+first few, to see what they look like: the table and the page have all of them."""
+
+CROWD = 36
+"""Methods of all panels from which lines stand closer, so that a page is high enough."""
 
 CELL_PT = 21
 """As wide as a cell must be for its number."""
@@ -46,8 +50,8 @@ def draw(cells: pd.DataFrame, title: str) -> Figure:
     for both; else one below the other, each with its own methods, as wide as the text where names
     and numbers need that.
     """
-    cells, every = _fitting(cells)
-    title += f"; {MOST_LINES} of {every} rows" if every > MOST_LINES else ""
+    cells, left = _fitting(cells)
+    title += left
     measured = cells[cells["change"].notna()]
     panels = sorted(
         {(row["policy"], row["group"]) for row in labels.rows(measured)},
@@ -98,7 +102,8 @@ def _layout(
         figure = Figure(figsize=(COLUMN_IN, round(height, 4)), layout="constrained")
         return figure, figure.subplots(down, 2, squeeze=False, sharex=True, sharey=True)
     width = COLUMN_IN if named + numbers <= COLUMN_IN * 72 else TEXT_IN
-    height = sum(0.19 * len(own) + 0.34 for own in rows.values()) + 0.45
+    lines = sum(map(len, rows.values()))
+    height = (0.19 if lines < CROWD else 0.14) * lines + 0.32 * len(panels) + 0.45
     # rounded: sums differ between versions of Python
     figure = Figure(figsize=(width, round(height, 4)), layout="constrained")
     ratios = [len(rows[panel]) + 0.5 for panel in panels]
@@ -106,8 +111,8 @@ def _layout(
     return figure, figure.subplots(down, 1, squeeze=False, sharex=True, height_ratios=ratios)
 
 
-def _fitting(cells: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """The cells of the first rows that there is room for, and how many rows there are."""
+def _fitting(cells: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The cells of the first rows that there is room for, and what the title says of the others."""
     keys = [
         (policy, len(group), group, method)
         for policy, group, method in zip(
@@ -115,10 +120,11 @@ def _fitting(cells: pd.DataFrame) -> tuple[pd.DataFrame, int]:
         )
     ]
     measured = {key for key, known in zip(keys, cells["change"].notna(), strict=True) if known}
-    kept = {*sorted(measured)[:MOST_LINES]}
-    if len(measured) == len(kept):
-        return cells, len(measured)
-    return cells[[key in kept for key in keys]], len(measured)
+    if len(measured) <= MOST_LINES:
+        return cells, ""
+    kept = {*sorted(measured)[: MOST_LINES if len(measured) <= 2 * MOST_LINES else FIRST_LINES]}
+    left = f"; {len(kept)} of {len(measured)} rows"
+    return cells[[key in kept for key in keys]], left
 
 
 def _panel(

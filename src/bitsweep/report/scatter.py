@@ -207,7 +207,7 @@ def _spread(axes: Axes, values: Sequence[float]) -> None:
     """A logarithmic axis where one far point would crowd the others."""
     if 0 < FAR * min(values) < max(values):
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
 

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, fontManager
 
 PNG_DPI = 370  # a column becomes 1202 pixels, sharp on a page that shows it 600 wide
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5F5F5F", "#B8A800")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5F5F5F", "#661100")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 SMALL_PT = 6.0
 """The smallest letters: smaller ones a printed page does not carry."""

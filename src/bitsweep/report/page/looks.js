@@ -1,5 +1,5 @@
 // How points are told apart, how an axis is spread, and what all charts have in common.
-const LIGHT = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5F5F5F", "#B8A800"];
+const LIGHT = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5F5F5F", "#661100"];
 const DARK = ["#4C9FE0", "#F0833A", "#2FC79A", "#E394C0", "#F2B53D", "#A5DBFA", "#B9B9B9", "#DCCB3C"];
 const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "hexagon"];
 const OTHERS = -1,
