@@ -618,9 +618,23 @@ def test_a_choice_among_many_is_said_to_be_less_sure(
     others = [point("rtn", bits, 0.5, 9) for bits in (8, 3)]
     results = laid(tmp_path, near, *others[:1])
     _, out = recommended(capsys, "mine", "--keep", "0.9", results=results)
-    assert "passes surely, also with intervals 1.14 times as wide, for a choice among 2" in out
+    assert "surely also with intervals 1.14 times as wide, as a choice among 2 points" in out
     _, out = recommended(capsys, "mine", "--keep", "0.9", results=laid(tmp_path, near, *others))
-    assert "passes surely taken alone; not with intervals 1.22 times as wide" in out
+    assert "surely taken alone; not with intervals 1.22 times as wide, as a choice among 3" in out
+
+
+def test_the_limit_of_a_file_is_moved_by_the_options_that_name_its_metric(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = laid(tmp_path, point("rtn", 4, 0.97, 3))
+    line = tmp_path / "line.yaml"
+    line.write_text("keep: {ppl: 0.99}\n")
+    code, out = recommended(capsys, "mine", "--preset", str(line), results=results)
+    assert code == 1
+    (moved,) = (shlex.split(found) for found in re.findall(r"^relax +(.*) would let", out, re.M))
+    assert moved[:3] == ["--metric", "ppl", "--keep"]
+    code, _ = recommended(capsys, "mine", "--preset", str(line), *moved, results=results)
+    assert code == cli.OK
 
 
 def test_the_nearest_that_was_never_timed_comes_with_its_command(

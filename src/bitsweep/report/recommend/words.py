@@ -115,7 +115,9 @@ def take(answer: Answer) -> list[str]:
     if best.quality.value is not None:
         told.append(f"keeps {cell(best.quality, 4)} of the quality, by {best.quality.of}")
     told.append(f"{best.speed.of} {cell(best.speed, 2)}" if best.speed.value else "not timed")
-    lines = [f"{best.name}: {', '.join(told)}; {_how_sure(best, answer.considered)}"]
+    lines = [f"{best.name}: {', '.join(told)}; {_how_sure(best)}"]
+    if choice := _as_a_choice(best, answer.considered):
+        lines.append(choice)
     if best.verdict == "likely":
         sure = next((c for c in answer.passing if c.verdict == "yes"), None)
         lines.append(
@@ -124,8 +126,8 @@ def take(answer: Answer) -> list[str]:
             if sure is not None
             else "no point passes with its whole interval"
         )
-    if _tied(answer):
-        lines.append(_tied(answer))
+    if tied := _tied(answer):
+        lines.append(tied)
     if best.seeds:
         lines.append(
             f"it is one of {len(best.seeds)} points that differ in nothing but the seed; they keep "
@@ -142,23 +144,26 @@ def _told(candidate: Candidate) -> list[str]:
     return told
 
 
-def _how_sure(best: Candidate, count: int) -> str:
-    """Of it alone and, where it was chosen among several, of the choice."""
+def _how_sure(best: Candidate) -> str:
     if not best.checks:
         return "nothing was asked of it"
     loose = [check for check in best.checks if check.verdict == "likely"]
     if loose:
         return f"passes, but within noise: {'; '.join(map(acceptance.explain, loose))}"
-    if count == 1 or all(check.found.exact for check in best.checks):
-        return "passes surely"
-    wider = f"{acceptance.widening(count):.2f} times as wide"
+    return "passes surely"
+
+
+def _as_a_choice(best: Candidate, count: int) -> str:
+    """Whether it would pass surely had all ``count`` points to be judged rightly at once; empty
+    where it does not alone, or where nothing but exact numbers was asked.
+    """
+    if best.verdict != "yes" or count == 1 or all(check.found.exact for check in best.checks):
+        return ""
+    wider = f"with intervals {acceptance.widening(count):.2f} times as wide, as a choice among"
     if best.sure_among(count):
-        return f"passes surely, also with intervals {wider}, for a choice among {count} points"
+        return f"surely also {wider} {count} points"
     beyond = ", ".join(check.found.of for check in best.checks if check.among(count) != "yes")
-    return (
-        f"passes surely taken alone; not with intervals {wider}, for a choice among {count} "
-        f"points ({beyond})"
-    )
+    return f"surely taken alone; not {wider} {count} points ({beyond})"
 
 
 def _tied(answer: Answer) -> str:
@@ -281,7 +286,8 @@ def flag(check: Check, line: Acceptance, sure: bool = False) -> str:
     rounded = (math.floor if check.at_least else math.ceil)(value * power) / power
     shown = f"{rounded:.{places}f}".rstrip("0").rstrip(".")
     if check.name.startswith("keep"):
-        return f"--keep {shown}"
+        metric = check.name.removeprefix("keep").strip() if line.name else ""  # of a file's keep:
+        return f"--metric {metric} --keep {shown}" if metric else f"--keep {shown}"
     if check.name == "latency":
         return f"--min-speedup {shown}"
     if check.name in ("memory", "file"):
