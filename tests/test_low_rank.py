@@ -77,6 +77,12 @@ def test_the_weighted_error_is_the_least_there_is() -> None:
     assert cost(matrix() - up @ down, of) == pytest.approx(float(values[5:].square().sum()), 1e-4)
 
 
+def test_a_diagonal_weighs_as_the_matrix_that_has_it_does() -> None:
+    energy = torch.logspace(-1, 1, 32)
+    one, two = (factorize(matrix(), 5, of) for of in (energy, torch.diag(energy)))
+    torch.testing.assert_close(one[0] @ one[1], two[0] @ two[1], atol=1e-4, rtol=1e-4)
+
+
 def test_inputs_of_few_directions_need_a_rank_of_as_many() -> None:
     of = hessian(32, 6)  # singular: S can not be inverted
     up, down = factorize(matrix(), 6, of)

@@ -333,6 +333,15 @@ def test_pruning_twice_leaves_what_both_leave(model: Model, calibration: Calibra
         assert int(mask.sum()) == mask.numel() // 2
 
 
+def test_what_is_gone_stays_gone_when_less_is_asked_for(
+    model: Model, calibration: Calibration
+) -> None:
+    once = Prune("magnitude", sparsity=0.5)(model.copy(), calibration)
+    twice = prune(once.copy(), Prune("magnitude", sparsity=0.25), calibration)
+    for name, mask in once.masks.items():
+        assert torch.equal(twice.masks[name], mask)
+
+
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_the_command_line_prunes_before_and_after(
     order: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
