@@ -6,6 +6,9 @@ import csv
 import io
 from dataclasses import replace
 
+import pytest
+
+from bitsweep.report.paper import typeset
 from bitsweep.report.sheet import Line, Sheet, as_csv, fine, latex, markdown, tex
 
 NASTY = r"a_b & 50% $x$ #1 {y} ~^ \z <script> | *c* `d` [e]"
@@ -88,3 +91,33 @@ def test_markdown_keeps_an_underscore_within_a_word():
 def test_csv_reads_back_as_it_was():
     rows = list(csv.reader(io.StringIO(as_csv(sheet(NASTY + ', "quoted"\nline')))))
     assert rows == [["label", "ppl"], [NASTY + ', "quoted"\nline', "2.6131"]]
+
+
+def test_a_text_that_a_spreadsheet_would_compute_is_a_text_in_csv():
+    for formula in ("=cmd|'/C calc'!A0", "@SUM(1)", "+1+1", "-A1", "\t=1", '=1,"2"'):
+        found = list(csv.reader(io.StringIO(as_csv(sheet(formula)))))
+        assert found[1] == [f"'{formula}", "2.6131"]
+    minus = replace(sheet("x"), values=(("x", -2.5),))
+    assert as_csv(minus).splitlines()[1] == "x,-2.5"
+
+
+def test_markdown_holds_no_command_to_a_terminal():
+    text = markdown(sheet("a\x1b[31m\x07\x9b\u202eb"))
+    assert text.replace("\n", " ").isprintable()
+    assert "\ufffd[31m" in text
+
+
+def test_latex_names_the_letters_that_it_has_not():
+    assert tex("Müller – 中 Ħ \x1b") == (
+        r"Müller – \texttt{U+4E2D} \texttt{U+0126} \texttt{U+001B}"
+    )
+
+
+@pytest.mark.skipif(typeset.engine() is None, reason=f"no pdflatex: {typeset.INSTALL}")
+def test_every_letter_typesets(tmp_path):
+    codes = [*range(0x20, 0x250), *range(0x2000, 0x2200), 0x3B1, 0x416, 0x4E2D, 0x1F600, 0x202E]
+    words = "\n\n".join(f"x{tex(chr(code))}x" for code in codes)
+    document = tmp_path / "a.tex"
+    head = r"\documentclass{article}\usepackage[T1]{fontenc}\begin{document}"
+    document.write_text(f"{head}\n{words}\n\\end{{document}}\n", encoding="utf-8")
+    typeset.compile_pdf(document)

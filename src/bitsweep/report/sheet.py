@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -83,8 +83,11 @@ def _padded(row: Sequence[str], widths: Sequence[int], align: Sequence[str]) -> 
 
 
 def _md(text: str) -> str:
-    """Nothing may open a tag, a link, code or emphasis; `_` within a word is harmless."""
+    """Nothing may open a tag, a link, code or emphasis, or command the terminal that shows it;
+    `_` within a word is harmless."""
     text = " ".join(text.split()).replace("\\", "\\\\")
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else "\ufffd" for char in text)
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([`*])", r"\\\1", text).replace("](", "]\\(")
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
@@ -112,13 +115,32 @@ def _full_heads(sheet: Sheet) -> list[str]:
     return [", ".join(w for w in pair if w) for pair in zip(above, sheet.heads, strict=True)]
 
 
+FORMULA = re.compile(r"[=+@\t\r]|-(?![\d.])")
+"""What a spreadsheet takes for the start of something to compute, and no number starts with."""
+SUSPECT = re.compile(rf'[,\n"](?:{FORMULA.pattern})')
+
+
 def as_csv(sheet: Sheet) -> str:
-    """Full numbers, empty where there is none; refused and failed points are rows as well."""
+    """Full numbers, empty where there is none; refused and failed points are rows as well.
+
+    A text that a spreadsheet would compute stands behind an apostrophe.
+    """
+    body = _csv(sheet.columns, sheet.values)
+    if SUSPECT.search(body) is None:  # looking at each of a million cells takes a second
+        return body
+    return _csv(sheet.columns, (map(_inert, row) for row in sheet.values))
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(sheet.columns)
-    writer.writerows(sheet.values)  # of None it makes an empty cell
+    writer.writerow(columns)
+    writer.writerows(rows)  # of None it makes an empty cell
     return buffer.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
 
 
 def latex(sheet: Sheet) -> str:
@@ -209,11 +231,26 @@ TEX = {
     "≈": r"$\approx$",
     "†": r"\textsuperscript{\textdagger}",
 }
+TYPESET = re.compile("[ -~\u00a1-ĥĨ-ķĹ-ľŁ-ňŊ-ťŨ-ž‐-‖‘’‚“”„‡•…‰‹›€™№←-↓]")
+"""What pdflatex has letters for, in the fonts of any document."""
+
+
+class _Letters(dict[int, str]):
+    """For ``str.translate``: what each letter is in LaTeX, found once."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        known = char if TYPESET.match(char) else f"\\texttt{{U+{code:04X}}}"
+        self[code] = TEX.get(char, known)
+        return self[code]
+
+
+LETTERS = _Letters()
 
 
 def tex(text: str) -> str:
-    """``text`` as LaTeX shows it, letter for letter."""
-    return "".join(TEX.get(char, char) for char in " ".join(text.split()))
+    """``text`` as LaTeX shows it, letter for letter; ``U+4E2D`` of a letter that it has not."""
+    return " ".join(text.split()).translate(LETTERS)
 
 
 def fine(text: str) -> str:

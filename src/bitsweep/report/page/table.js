@@ -237,7 +237,8 @@ function columns() {
 
 function save() {
   const field = v => {
-    const s = v === null || v === undefined ? "" : String(v);
+    const text = v === null || v === undefined ? "" : String(v),
+      s = typeof v === "string" && /^[=+\-@\t\r]/.test(text) ? "'" + text : text; // no formula
     return /[",\n\r]/.test(s) ? '"' + s.replace(/"/g, '""') + '"' : s;
   };
   const lines = [
