@@ -20,7 +20,7 @@ from bitsweep.models import Model
 from bitsweep.policies import Policy, Rule
 from bitsweep.spec import QuantSpec
 from bitsweep.tensor import QuantTensor
-from bitsweep.training import Schedule
+from bitsweep.training import Schedule, _batches
 
 W2 = QuantSpec(2, 32)
 UNIFORM = Policy("uniform", (Rule(role="linear"),))
@@ -219,6 +219,12 @@ def test_the_rate_rises_and_falls_to_nothing():
     assert rates[0] == 0.5
     assert rates[20] == 0
     assert rates[1:] == sorted(rates[1:], reverse=True)
+
+
+def test_every_window_is_trained_on_before_one_comes_again():
+    schedule = Schedule("method", steps=3, lr=1.0, batch=2, distill=0.0)
+    order = _batches(torch.arange(6).view(6, 1), schedule, torch.Generator().manual_seed(0))
+    assert sorted(torch.cat(list(order)).view(-1).tolist()) == [0, 1, 2, 3, 4, 5]
 
 
 def test_an_lr_that_is_too_large_is_named(calibration):
