@@ -71,6 +71,7 @@ def export(argv: list[str]) -> int:
             *measures(keys, config_dir),
             *(["--config-dir", config_dir] if config_dir else []),
         ]
+        print(f"load    {written.folder}/README.md says how transformers opens it")
         print(f"next    {shlex.join(['bitsweep', 'run', *words])}")
     else:
         print(f"next    {written.folder}/README.md says how to load it")

@@ -5,8 +5,8 @@ It has a :class:`Container` of that name (``CompressedTensors``), which says how
 hold quantized layers, a layer at a time, so that a checkpoint larger than memory is written shard
 by shard; or it is a :class:`Writer`, a module with ``refuses(model)`` and ``write(model, folder)``.
 ``checkpoint.py`` makes the folder around either, whole or not at all. A module's ``LOADING``
-(Markdown) tells the reader of the model card how transformers opens the files; without it the card
-quotes the module's docstring.
+(Markdown), or ``loading(plan)`` where no way is right for all, tells the reader of the model card
+how transformers opens the files; without them the card quotes the module's docstring.
 """
 
 from __future__ import annotations

@@ -12,13 +12,17 @@ import yaml
 
 from bitsweep.models import Model
 from bitsweep.record import Metric, Record
+from bitsweep.spec import Plan
 
 
 def card(
     model: Model, name: str, label: str, command: str, records: Sequence[Record], size: int
 ) -> str:
     """README.md of ``model`` exported in the format ``name``: ``size`` bytes of weights."""
-    base, checkpoint = _base(model), hasattr(_module(name), "LOADING")
+    base, plan = _base(model), model.plan
+    assert plan is not None
+    loading = _loading(name, plan)
+    checkpoint = loading is not None
     front = {
         "base_model": base,
         "base_model_relation": "quantized",
@@ -26,8 +30,6 @@ def card(
         "library_name": "transformers" if checkpoint else name,
         "tags": ["bitsweep", "quantized", name],
     }
-    plan = model.plan
-    assert plan is not None
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False).strip(),
@@ -53,7 +55,7 @@ def card(
         "",
         "## Loading",
         "",
-        _loading(name),
+        loading or f"```\n{inspect.getdoc(_module(name))}\n```\n",
     ]
     if checkpoint:
         lines += [
@@ -96,12 +98,11 @@ def _row(metric: Metric) -> list[str]:
     return [metric.name, value, delta, f"`{metric.signature}`".replace("|", "\\|")]
 
 
-def _loading(name: str) -> str:
-    """What the format's own module says: ``LOADING``, Markdown, else what its files are."""
+def _loading(name: str, plan: Plan) -> str | None:
+    """How transformers opens the files, Markdown, as the format's own module says it; or None."""
     module = _module(name)
-    if hasattr(module, "LOADING"):
-        return str(module.LOADING)
-    return f"```\n{inspect.getdoc(module)}\n```\n"
+    said = module.loading(plan) if hasattr(module, "loading") else getattr(module, "LOADING", None)
+    return None if said is None else str(said)
 
 
 def _module(name: str) -> Any:

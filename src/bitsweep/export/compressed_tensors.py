@@ -35,24 +35,53 @@ from bitsweep.portable import BYTES, PACKED, RULES, UNITS, compression
 from bitsweep.spec import PER_CHANNEL, PER_TENSOR, InputSpec, LayerSpec, Plan, QuantSpec
 from bitsweep.tensor import QuantTensor
 
-LOADING = """\
+SNIPPET = """\
 ```python
-# pip install transformers torch compressed-tensors
-from transformers import AutoModelForCausalLM, AutoTokenizer
+# pip install torch {versions}
+from transformers import AutoModelForCausalLM, AutoTokenizer{also}
 
-model = AutoModelForCausalLM.from_pretrained("FOLDER")
+model = AutoModelForCausalLM.from_pretrained({call})
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
 
-The weights are unpacked at the first forward pass. Packed weights with zero points
-(`"symmetric": false`) are opened so by compressed-tensors 0.19, not by 0.20, which takes
-`quantization_config=CompressedTensorsConfig(dequantize=True)` (from transformers) and computes the
-weights in the dtype of their scales. bitsweep measures these files with
-`bitsweep run model.path=FOLDER method=full_precision`.
+{said}
+bitsweep measures these files with `bitsweep run model.path=FOLDER method=full_precision`.
 """
+
+PLAIN = {
+    "versions": "transformers compressed-tensors",
+    "also": "",
+    "call": '"FOLDER"',
+    "said": "The weights are unpacked at the first forward pass.",
+}
+INPUTS = PLAIN | {
+    "said": f"{PLAIN['said']} `dequantize=True` would drop the\nquantized inputs without a word.",
+}
+ZEROS = PLAIN | {
+    "also": ", CompressedTensorsConfig",
+    "call": '\n    "FOLDER", quantization_config=CompressedTensorsConfig(dequantize=True)\n',
+    "said": "Weights become floats on the grid, computed in the dtype of their scales. Without\n"
+    "`dequantize=True` compressed-tensors 0.20 under transformers 5.23 stops at packed zeros\n"
+    '(`"symmetric": false`): size mismatch of `weight_zero_point`; 0.19 opens them packed.',
+}
+ZEROS_AND_INPUTS = PLAIN | {
+    "versions": "'transformers<5.18' 'compressed-tensors<0.20'",
+    "said": "Tried with transformers 5.17 and compressed-tensors 0.19. Under 5.23, 0.20 stops at\n"
+    "packed zeros (size mismatch of `weight_zero_point`), and `dequantize=True` would drop the\n"
+    "quantized inputs without a word. It opens points with `symmetric=true`.",
+}
+"""How transformers opens files, by what is in them; no way is right for all."""
 
 MIXED = "mixed-precision"
 SCALES = {"float16": torch.float16, "float32": torch.float32}
+
+
+def loading(plan: Plan) -> str:
+    """For the model card of ``plan``: what opens its files and keeps all that they say."""
+    inputs = any(spec.input is not None for spec in plan.layers.values())
+    if any(_packed_zeros(spec) for spec in plan.layers.values()):
+        return SNIPPET.format(**(ZEROS_AND_INPUTS if inputs else ZEROS))
+    return SNIPPET.format(**(INPUTS if inputs else PLAIN))
 
 
 class CompressedTensors:
@@ -157,6 +186,12 @@ class CompressedTensors:
             if spec is not None:
                 found[name] = spec
         return Plan(layers=found)
+
+
+def _packed_zeros(spec: LayerSpec) -> bool:
+    """Whether the zeros of a layer lie in words: the one of a whole tensor lies in a byte."""
+    packed = compression(spec.weight.bits, spec.input) == PACKED
+    return packed and not spec.weight.symmetric and spec.weight.group_size != PER_TENSOR
 
 
 def _signed(codes: Tensor, bits: int) -> Tensor:
