@@ -258,6 +258,21 @@ def test_a_heat_map_of_as_many_methods_as_there_may_be_is_no_higher_than_a_page(
     assert heatmap.draw(tables.heat(frame(rows)), "t").get_figheight() <= 10
 
 
+@pytest.mark.parametrize(
+    ("methods", "shown"),
+    [(54, 54), (55, 54), (108, 54), (109, 12)],  # more than twice the room: a taste is enough
+)
+def test_a_heat_map_says_how_many_of_its_methods_there_was_room_for(methods, shown):
+    rows = [
+        records.record(f"m{i}", 4, 64, "uniform", metrics=[records.ppl(3.0, 2.9, 3.1)])
+        for i in range(methods)
+    ]
+    drawn = heatmap.draw(tables.heat(frame(rows)), "t")
+    assert len(drawn.axes[0].get_yticklabels()) == shown
+    said = f"t; {shown} of {methods} rows" if shown < methods else "t"
+    assert drawn.get_suptitle() == said
+
+
 def test_every_pair_of_colours_is_told_apart_by_colour_blind_eyes():
     """Simulated as by Machado et al., 2009, compared in CIELAB, where 2 is just seen."""
     for seen in ([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],

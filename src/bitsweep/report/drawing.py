@@ -65,16 +65,13 @@ def drawing(
     ``alone``: without another process, for a caller that is one of several. ``early``: one that was
     begun already; else it is begun here, where there are enough figures.
     """
-    job = frame, folder.absolute(), [*curves]
     with ExitStack() as stack:
         with uncollected():
-            if early is not None:
-                early.give(job)
             jobs = [*figures.every(frame, curves)]
         if early is None:
             early = stack.enter_context(beside(len(jobs) > FEW and not alone))
-            if early is not None:
-                early.give(job)
+        if early is not None:
+            early.give((jobs, folder.absolute()))
         yield Drawing(jobs, folder, early)
 
 
@@ -121,8 +118,7 @@ def _help(claims: Path) -> None:
         job = receive(claims)
         if job is None:
             return
-        frame, folder, curves = job
-        jobs = [*figures.every(frame, curves)]
+        jobs, folder = job
     _draw(jobs[::-1], folder, claims)
 
 

@@ -94,10 +94,7 @@ def namer(frame: pd.DataFrame) -> Name:
             names = {labels.grid(row, axes) for row in rows}
     alone = len(names) == 1 and 1 < len({_policy(row) for row in rows}) <= len(PALETTE)
 
-    def name(row: labels.Row) -> str:
-        return _policy(row) if alone else labels.grid(row, axes)
-
-    return name
+    return _policy if alone else partial(labels.grid, axes=axes)
 
 
 def _policy(row: labels.Row) -> str:

@@ -103,10 +103,12 @@ def varying(frame: pd.DataFrame) -> list[str]:
     if not axes:
         return []
     taking = (~references(frame)).tolist()
-    cells = {axis: [*compress(frame[axis].tolist(), taking)] for axis in axes}
-    once = {"calibration.seed"} if _alike(cells, "calibration.seed", "seed") else set()
-    beside = {*SPELLED_OUT, *IN_WEIGHTS, *once, *HARDWARE}
-    return [a for a in axes if a not in beside and _several(cells["model"], cells[a])]
+    beside = {*SPELLED_OUT, *IN_WEIGHTS, *HARDWARE} - {"model"}
+    cells = {a: [*compress(frame[a].tolist(), taking)] for a in axes if a not in beside}
+    models = cells.pop("model")
+    found = [axis for axis in cells if _several(models, cells[axis])]
+    once = _alike(cells, "calibration.seed", "seed")
+    return [axis for axis in found if not (once and axis == "calibration.seed")]
 
 
 def _several(models: Sequence[Any], values: Sequence[Any]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 
 from bitsweep.report import labels
 from bitsweep.report.sheet import PAGE_LINES, TEXT_IN, Line, Sheet, below, tabular
@@ -202,6 +203,7 @@ def _widest(head: str) -> float:
     return max(map(_ems, head.split("\n")))
 
 
+@cache
 def _ems(text: str) -> float:
     return sum(EMS.get(letter, CAPITAL) for letter in text)
 
