@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from bitsweep.artifacts import Artifacts
     from bitsweep.record import Record
     from bitsweep.sweep import Candidate
+
+History = dict[tuple[str, str], list["Record"]]
+"""Good Records by model and method."""
 
 SECONDS_PER_MILLION = 2.5
 """Without history: what measuring costs per million parameters, from the reference on 2 cores."""
@@ -105,19 +108,19 @@ def slack(candidate: Candidate) -> str:
     return f"{notes['spent_bits']:.4f} bits per weight, {notes['slack_bytes']} bytes to spare"
 
 
-def _history(candidates: Iterable[Candidate]) -> list[Record]:
+def _history(candidates: Iterable[Candidate]) -> History:
     """All Records below the results folders concerned; broken ones are the report's to name."""
     roots = {candidate.job.point.results_dir for candidate in candidates}
     folders = sorted({path.parent for root in roots for path in root.glob("*/records")})
-    found = []
+    found: History = defaultdict(list)
     for folder in folders:
-        store = Store(folder)
-        records = (store.get(path.stem) for path in store.folder.glob("records/[!.]*.json"))
-        found += [record for record in records if record is not None and record.status == "ok"]
+        for record in Store(folder).records(warn=lambda line: None):
+            if record.status == "ok" and "total" in record.timings:
+                found[record.point["model"], record.point["method"]].append(record)
     return found
 
 
-def estimate(candidate: Candidate, history: Sequence[Record], artifacts: Artifacts) -> Estimate:
+def estimate(candidate: Candidate, history: History, artifacts: Artifacts) -> Estimate:
     """Median of Records with the same model and method, of the same experiment where there are.
 
     Without any, by the number of parameters: said to be rough.
@@ -127,13 +130,7 @@ def estimate(candidate: Candidate, history: Sequence[Record], artifacts: Artifac
     point = candidate.job.point
     if candidate.prepared is not None and candidate.prepared.weightless:
         return Estimate(SECONDS_OF_SIZE, False)
-    like = [
-        record
-        for record in history
-        if record.point["model"] == point.model.name
-        and record.point["method"] == point.method_name
-        and "total" in record.timings
-    ]
+    like = history.get((point.model.name, point.method_name), [])
     like = [record for record in like if record.experiment == point.experiment] or like
     if like:  # the later Record of a point has the time of both
         spent: dict[str, float] = {}
