@@ -42,7 +42,7 @@ STAGES = (
     ("bitsweep.report.tables", "sheets", "tables"),
     ("bitsweep.report.sheet", "markdown", "Markdown"),
     ("bitsweep.report.sheet", "as_csv", "CSV"),
-    ("bitsweep.report.sheet", "latex", "LaTeX"),
+    ("bitsweep.report.listing", "latex", "LaTeX"),
     ("bitsweep.report.curves", "read", "curves"),
     ("bitsweep.report.drawing", "_draw", "figures"),
     ("bitsweep.report.page", "render", "page"),
