@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import records
 import trackers
 
-from bitsweep.compose import compose
-from bitsweep.config import job
-from bitsweep.errors import UserError
 from bitsweep.record import Record
 from bitsweep.tracking import Entry, Summary, publish_report
 from bitsweep.tracking.flat import numbers
@@ -123,15 +119,3 @@ def test_the_report_carries_the_front_and_the_pictures(tmp_path):
     (folder,) = tmp_path.glob("demo/report *")
     assert text(folder, "front").splitlines()[2] == "| rtn &lt;b&gt; | 3 |  |"
     assert PICTURE.read_bytes() in (folder / EVENTS).read_bytes()
-
-
-def test_without_tensorboard_one_line_says_what_to_install(monkeypatch):
-    overrides = compose(["tracker=tensorboard"])
-    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboard"]:
-        monkeypatch.delitem(sys.modules, name)
-    paths = [path for path in sys.path if not Path(path, "tensorboard").is_dir()]
-    monkeypatch.setattr(sys, "path", paths)
-    with pytest.raises(UserError) as error:
-        job(overrides)
-    line = "tensorboard is not installed; pip install 'bitsweep[tensorboard]'"
-    assert str(error.value) == f"tracker.tensorboard: {line}"

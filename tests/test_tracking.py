@@ -209,7 +209,7 @@ def test_an_option_stands_below_its_tracker():
     ("overrides", "line"),
     [
         (["tracker=[wandb,tensorbord]"], "tracker=tensorbord: no such tracker; did you mean tenso"),
-        (["tracker.project=x"], "tracker.project=x: no such key; did you mean tracker.wandb?"),
+        (["tracker.project=x"], "tracker.project=x: no such key; did you mean tracker.wandb.project?"),
         (["tracker=mlflow", "tracker.mlflow.uri=x"], "tracker.mlflow.uri=x: no such key"),
         (["+tracker._target_=bitsweep.tracking.none.NoTracker"], "tracker._target_: stands below"),
     ],
@@ -218,6 +218,19 @@ def test_a_mistake_in_a_tracker_is_one_line(overrides, line):
     with pytest.raises(UserError) as error:
         job(compose(overrides))
     assert str(error.value).startswith(line)
+
+
+@pytest.mark.parametrize("name", ["mlflow", "tensorboard"])
+def test_without_its_package_one_line_says_what_to_install(monkeypatch, name):
+    overrides = compose([f"tracker={name}"])
+    for module in [module for module in sys.modules if module.partition(".")[0] == name]:
+        monkeypatch.delitem(sys.modules, module)
+    paths = [path for path in sys.path if not Path(path, name).is_dir()]
+    monkeypatch.setattr(sys, "path", paths)
+    with pytest.raises(UserError) as error:
+        job(overrides)
+    line = f"{name} is not installed; pip install 'bitsweep[{name}]'"
+    assert str(error.value) == f"tracker.{name}: {line}"
 
 
 def test_a_package_is_imported_when_it_is_needed(tmp_path):

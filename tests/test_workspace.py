@@ -300,7 +300,7 @@ def test_the_file_read_by_the_librarys_own_models_is_the_same_view(tmp_path):
     read = workspace.load(workspace.write(made, tmp_path))
     assert read == made
     for view in read.workspaces:
-        loaded = wire.read_workspace(view.spec, "me", "bitsweep", view.title)
+        loaded = wire.read_workspace(view.spec, wire.Place("me", "bitsweep", view.title))
         assert next(section.name for section in loaded.sections) == "Points"
         assert wire.spec_of(loaded) == view.spec
     assert wire.spec_of(wire.read_report(read.report.spec)) == read.report.spec

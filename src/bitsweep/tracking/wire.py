@@ -5,6 +5,7 @@ The library reads a specification from an address only; from a file it goes thro
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import wandb_workspaces.reports.v2 as wr
@@ -15,6 +16,18 @@ from wandb_workspaces.workspaces import internal as models
 Spec = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a view or a report is over there; in a file it is nowhere."""
+
+    entity: str = ""
+    project: str = ""
+    title: str = ""
+
+
+NOWHERE = Place()
+
+
 def spec_of(made: ws.Workspace | wr.Report) -> Spec:
     """What is sent of it."""
     spec: Spec = made._to_model().spec.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -22,19 +35,14 @@ def spec_of(made: ws.Workspace | wr.Report) -> Spec:
 
 
 def read_workspace(
-    spec: Spec,
-    entity: str = "",
-    project: str = "",
-    title: str = "",
-    name: str = "",
-    ident: str = "",
+    spec: Spec, at: Place = NOWHERE, name: str = "", ident: str = ""
 ) -> ws.Workspace:
     """The library's own object of a specification. Raises ValueError where it does not fit."""
     _known(spec)
     model = models.View(
-        entity=entity,
-        project=project,
-        display_name=title,
+        entity=at.entity,
+        project=at.project,
+        display_name=at.title,
         name=name,
         id=ident,
         spec=models.WorkspaceViewspec.model_validate(spec),
@@ -43,20 +51,15 @@ def read_workspace(
 
 
 def read_report(
-    spec: Spec,
-    entity: str = "",
-    project: str = "",
-    title: str = "",
-    description: str = "",
-    ident: str = "",
+    spec: Spec, at: Place = NOWHERE, description: str = "", ident: str = ""
 ) -> wr.Report:
     """The library's own object of a specification. Raises ValueError where it does not fit."""
     _known(spec)
     model = report_models.ReportViewspec(
         id=ident,
-        display_name=title,
+        display_name=at.title,
         description=description,
-        project=report_models.Project(name=project, entity_name=entity),
+        project=report_models.Project(name=at.project, entity_name=at.entity),
         spec=spec,
     )
     made = wr.Report._from_model(model)
@@ -75,19 +78,15 @@ def _known(value: Any) -> None:
         _known(item)
 
 
-def save_workspace(spec: Spec, entity: str, project: str, name: str, title: str) -> str:
+def save_workspace(spec: Spec, at: Place, name: str) -> str:
     """Save or replace the view ``name``; its address."""
     try:
-        ident = str(models.get_view_dict(entity, project, name)["id"])
+        ident = str(models.get_view_dict(at.entity, at.project, name)["id"])
     except ValueError:  # there is none of that name
         ident = ""
-    made = read_workspace(spec, entity, project, title, f"nw-{name}-v", ident)
-    return str(made.save().url)
+    return str(read_workspace(spec, at, f"nw-{name}-v", ident).save().url)
 
 
-def save_report(
-    spec: Spec, entity: str, project: str, ident: str, title: str, description: str
-) -> str:
+def save_report(spec: Spec, at: Place, description: str, ident: str) -> str:
     """Save a report, in place of the one with the id ``ident`` where that is not empty."""
-    made = read_report(spec, entity, project, title, description, ident)
-    return str(made.save().url)
+    return str(read_report(spec, at, description, ident).save().url)

@@ -178,7 +178,7 @@ def apply(specification: Specification, timeout_s: int = TIMEOUT_S) -> Applied:
             raise ValueError("your login has no default entity; name one with tracker.entity=")
         place = (entity, specification.project)
         workspaces = tuple(
-            wire.save_workspace(one.spec, *place, one.name, one.title)
+            wire.save_workspace(one.spec, wire.Place(*place, one.title), one.name)
             for one in specification.workspaces
         )
         one = specification.report
@@ -186,7 +186,8 @@ def apply(specification: Specification, timeout_s: int = TIMEOUT_S) -> Applied:
         same = (
             r.id for r in api.reports("/".join(place)) if (r.display_name, r.description) == mine
         )
-        report = wire.save_report(one.spec, *place, next(same, ""), *mine)
+        at = wire.Place(*place, one.title)
+        report = wire.save_report(one.spec, at, one.description, next(same, ""))
     except Exception as error:  # whatever the server does, the file is on disk
         first = (str(error).splitlines() or [""])[0]
         raise UserError(
