@@ -209,7 +209,10 @@ def test_an_option_stands_below_its_tracker():
     ("overrides", "line"),
     [
         (["tracker=[wandb,tensorbord]"], "tracker=tensorbord: no such tracker; did you mean tenso"),
-        (["tracker.project=x"], "tracker.project=x: no such key; did you mean tracker.wandb.project?"),
+        (
+            ["tracker.project=x"],
+            "tracker.project=x: no such key; did you mean tracker.wandb.project?",
+        ),
         (["tracker=mlflow", "tracker.mlflow.uri=x"], "tracker.mlflow.uri=x: no such key"),
         (["+tracker._target_=bitsweep.tracking.none.NoTracker"], "tracker._target_: stands below"),
     ],
