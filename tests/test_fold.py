@@ -8,7 +8,8 @@ import pytest
 import tiny
 import torch
 
-from bitsweep.models.fold import edges, fold
+from bitsweep.models import Model
+from bitsweep.models.fold import edges, factors_since, fold
 
 
 @pytest.mark.parametrize(
@@ -42,3 +43,15 @@ def test_what_has_other_channels_or_is_tied_is_left_out(tmp_path: Path) -> None:
     assert grouped["model.layers.0.mlp.up_proj"] == ["model.layers.0.mlp.down_proj"]
     assert "model.norm" in edges(tiny.load("llama", tmp_path))
     assert "transformer.h.0.attn.c_attn" not in edges(tiny.load("gpt2", tmp_path))
+
+
+def test_what_rows_and_columns_were_multiplied_with_is_kept(model: Model) -> None:
+    up, down = (f"model.layers.0.mlp.{name}_proj" for name in ("up", "down"))
+    folded, factor = model.copy(), torch.linspace(0.5, 2, model.layers[up].shape[0])
+    fold(folded, up, factor)
+    rows, columns = factors_since(model, folded, up)
+    torch.testing.assert_close(rows, 1 / factor)
+    assert bool((columns == 1).all())
+    rows, columns = factors_since(model, folded, down)
+    assert bool((rows == 1).all())
+    torch.testing.assert_close(columns, factor)
