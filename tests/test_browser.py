@@ -385,6 +385,13 @@ def test_filters_that_leave_nothing_say_so(browser: Browser, url: str) -> None:
     assert browser.complaints() == []
 
 
+def test_a_link_to_an_axis_that_is_gone_hides_nothing(browser: Browser, url: str) -> None:
+    browser.open(url + "#is.colour=red&is.bits=4", READY)
+    four = browser.run(COUNT)
+    browser.open(url + "#is.bits=4", READY)
+    assert browser.run(COUNT) == four != "0 of 999 points"
+
+
 def test_policies_stand_in_the_order_of_their_numbers(browser: Browser, tmp_path: Path) -> None:
     names = ["budget 3 of 2,4", "budget 3.25 of 2,4", "budget 3.5 of 2,4", "budget 10 of 2,4"]
     rows = [

@@ -153,7 +153,7 @@ def _check_names(given: argparse.Namespace, question: Question, table: pd.DataFr
 def _print(
     found: Sequence[Answer], question: Question, handoff: Handoff, table: pd.DataFrame
 ) -> None:
-    from rich.console import Console
+    from bitsweep.console import Console
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for number, answer in enumerate(found):

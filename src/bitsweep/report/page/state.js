@@ -63,8 +63,8 @@ function read() {
   if (["auto", "light", "dark"].includes(p.get("theme"))) found.theme = p.get("theme");
   const sort = p.get("sort");
   if (sort) found.sort = { key: sort.replace(/^-/, ""), up: !sort.startsWith("-") };
-  for (const key of distinct([...p.keys()]).filter(k => k.startsWith("is.")))
-    found.facets[key.slice(3)] = new Set(p.getAll(key));
+  for (const axis of [...SIDES, "accepted", ...data.axes]) // an old link's may be gone
+    if (p.has("is." + axis)) found.facets[axis] = new Set(p.getAll("is." + axis));
   const known = new Set(columnNames()),
     columns = p.getAll("column").filter(name => known.has(name));
   if (columns.length) found.columns = columns;
