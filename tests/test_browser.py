@@ -268,6 +268,31 @@ def test_the_front_in_the_browser_is_the_tables_front(
         assert "front" in there
 
 
+def test_speeds_within_noise_are_tied_and_those_of_a_disturbed_machine_say_so(
+    browser: Browser, tmp_path: Path
+) -> None:
+    points = ((8, 3.19, 0.46, 3.36), (4, 2.0, 1.9, 2.1), (3, 0.4, 0.35, 0.45), (2, 0.3, 0.2, 0.4))
+    made = []
+    for bits, value, lo, hi in points:
+        speed = replace(records.number("decode_vs_bf16", value), lo=lo, hi=hi)
+        made.append(
+            records.record("rtn", bits, metrics=records.quality("rtn", bits, 64, "uniform"))
+        )
+        made.append(records.record("rtn", bits, kind="timing", metrics=[speed]))
+    table = frame(made)
+    marks = front(table, "decode_vs_bf16", "ppl/in_domain")
+    assert dict(zip(table["bits"], marks, strict=True)) == {
+        8: "front", 4: "tied", 3: "dominated", 2: "dominated"
+    }  # fmt: skip
+    browser.open(written(tmp_path, made), READY)
+    there = browser.run(
+        "(() => { const m = front(rowsOf(state.model), 'decode_vs_bf16', 'ppl/in_domain');"
+        "return Array.from({length: data.count}, (_, i) => m.get(i)); })()"
+    )
+    assert there == list(marks)
+    assert column(browser, "decode speed, × bf16") == ["3.1900 noisy", "2", "0.40000", "0.30000"]
+
+
 def test_a_change_in_the_browser_is_the_tables(browser: Browser, tmp_path: Path) -> None:
     """To the last digit, though the page has fewer: 0.01353 is 0.014, and 0.0135 might not be."""
     ratios = (1.0001353233, 1.0000347951, 0.99994, 1.00449, 1.0453, 1.777, 3.4567, 12.3456)

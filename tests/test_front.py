@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import records
 
-from bitsweep.record import Metric
+from bitsweep.record import Delta, Metric
 from bitsweep.report.frame import frame
 from bitsweep.report.front import front
+
+HALF = Delta("ratio", 0.5, 0.5, 0.5)
 
 
 def marks(*points: tuple[float, Metric | None], x: str = "file_mib") -> list[str]:
@@ -70,6 +73,36 @@ def test_speed_is_better_when_higher():
     assert marks(*points, x="decode_vs_bf16") == ["front", "dominated", "front"]
 
 
+def speeds(*points: tuple[float, float, float, Metric]) -> list[str]:
+    """The marks of points given as (speed, lo, hi, perplexity)."""
+    rows = [
+        records.record(
+            "rtn",
+            4,
+            seed=seed,
+            metrics=[replace(records.number("decode_vs_bf16", speed), lo=lo, hi=hi), ppl],
+        )
+        for seed, (speed, lo, hi, ppl) in enumerate(points)
+    ]
+    table = frame(rows)
+    found = front(table, "decode_vs_bf16", "ppl/in_domain")
+    return [found[table["seed"] == seed].iloc[0] for seed in range(len(points))]
+
+
+def test_a_speed_that_may_be_a_third_leaves_the_others_tied():
+    best, worse = records.ppl(2.60, 2.59, 2.61), records.ppl(2.80, 2.79, 2.81)
+    assert speeds((3.19, 0.46, 3.36, best), (2.0, 1.95, 2.05, worse)) == ["front", "tied"]
+    assert speeds((3.19, 3.10, 3.36, best), (2.0, 1.95, 2.05, worse)) == ["front", "dominated"]
+
+
+def test_equal_sizes_are_no_tie_where_the_quality_is_surely_worse():
+    rows = []
+    for seed, ppl in enumerate((records.ppl(2.6, 2.59, 2.61), records.ppl(2.8, 2.79, 2.81))):
+        size = replace(records.number("file_mib", 3.0, better="lower"), delta=HALF)
+        rows.append(records.record("rtn", 4, seed=seed, metrics=[size, ppl]))
+    assert sorted(front(frame(rows), "file_mib", "ppl/in_domain")) == ["dominated", "front"]
+
+
 def test_full_precision_is_what_the_others_are_compared_with():
     table = frame(records.grid())
     found = front(table, "file_mib", "ppl/in_domain")
@@ -89,8 +122,10 @@ def test_a_metric_that_nobody_has_marks_nothing():
     assert front(table, "file_mib", "ppl/in_domain").equals(pd.Series([""], dtype=object))
 
 
-def by_definition(points: list[tuple[float | None, float | None, float, float]]) -> list[str]:
-    """Marks of (cost, perplexity, lo, hi), both to be minimised, by comparing all with all."""
+def by_definition(points: list[tuple[float | None, ...]]) -> list[str]:
+    """Marks of (cost, perplexity, lo, hi of the perplexity, lo, hi of the cost), both to be
+    minimised, by comparing all with all.
+    """
 
     def dominates(one: int, other: int) -> bool:
         (x, y, *_), (u, v, *_) = points[one], points[other]
@@ -101,7 +136,10 @@ def by_definition(points: list[tuple[float | None, float | None, float, float]])
     found = []
     for i in range(len(points)):
         above = [j for j in best if i in able and dominates(j, i)]
-        tied = all(points[i][2] <= points[j][3] for j in above)
+        tied = all(
+            points[i][2] <= points[j][3] or points[i][4] <= points[j][5]  # type: ignore[operator]
+            for j in above
+        )
         found.append("front" if i in best else "" if i not in able else
                      "tied" if tied else "dominated")  # fmt: skip
     return found
@@ -114,12 +152,17 @@ def test_the_front_is_what_comparing_all_with_all_gives(seed: int) -> None:
     points = []
     for _ in range(draw.choice((1, 2, 40, 150))):
         x, y = (draw.randrange(steps) / steps for _ in range(2))
-        half = draw.choice((0.0, 0.05, 0.3, math.nan))
-        points.append((*(v if draw.random() < 0.9 else None for v in (x, y)), y - half, y + half))
-    table = pd.DataFrame(points, columns=["x", "ppl", "ppl.delta.lo", "ppl.delta.hi"], dtype=float)
+        half, wide = (draw.choice((0.0, 0.05, 0.3, math.nan)) for _ in range(2))
+        values = (v if draw.random() < 0.9 else None for v in (x, y))
+        points.append((*values, y - half, y + half, x - wide, x + wide))
+    names = ["decode_ms", "ppl", "ppl.delta.lo", "ppl.delta.hi", "decode_ms.lo", "decode_ms.hi"]
+    table = pd.DataFrame(points, columns=names, dtype=float)
     table = table.assign(model="m", status="ok", method="rtn")
-    for direction in ("lower", "higher"):
-        sign = 1 if direction == "lower" else -1
-        turned = table.assign(x=sign * table["x"])
-        turned.attrs["metrics"] = {"x": {"better": direction}, "ppl": {"better": "lower"}}
-        assert list(front(turned, "x", "ppl")) == by_definition(points)
+    meaning = {"decode_ms": {"better": "lower"}, "ppl": {"better": "lower"}}
+    table.attrs["metrics"] = meaning
+    assert list(front(table, "decode_ms", "ppl")) == by_definition(points)
+    lo, hi = -table["decode_ms.hi"], -table["decode_ms.lo"]
+    turned = table.assign(decode_ms=-table["decode_ms"])
+    turned["decode_ms.lo"], turned["decode_ms.hi"] = lo, hi
+    turned.attrs["metrics"] = meaning | {"decode_ms": {"better": "higher"}}
+    assert list(front(turned, "decode_ms", "ppl")) == by_definition(points)

@@ -197,6 +197,29 @@ def test_a_stray_null_comparison_is_done_again_until_it_is_calm(clock: Clock, ll
     assert row["noise"] == {"prefill": 0, "decode": 0}
 
 
+def test_times_that_jump_are_done_again(
+    clock: Clock, llama: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first attempt one of three rounds decodes in a quarter of the time of the others: the
+    interval of three is from the least to the most of them."""
+    turns_taken, take = [], turns.take
+
+    def disturbed(*given: Any) -> list[Round]:
+        rounds = take(*given)
+        turns_taken.append(len(rounds))
+        if len(turns_taken) == 1:
+            quick = {**rounds[0].decode, "point": [each / 4 for each in rounds[0].decode["point"]]}
+            rounds[0] = replace(rounds[0], decode=quick)
+        return rounds
+
+    monkeypatch.setattr(turns, "take", disturbed)
+    found = measure(Latency(prompts=(32,), tokens=2, rounds=3, seconds=0), llama, llama)
+    assert len(turns_taken) == 2
+    assert [each["noise"]["decode"] for each in found.details[0]["attempts"]] == [0.0, 0.0]
+    ratio = {m.name: m for m in found.metrics}["decode_vs_bf16"]
+    assert (ratio.lo, ratio.hi) == (2.0, 2.0)
+
+
 def test_a_machine_that_never_is_calm_says_so(clock: Clock, llama: Model) -> None:
     clock.disturbed = 99
     probe = Latency(prompts=(32,), tokens=2, rounds=3, seconds=0, repeats=1)

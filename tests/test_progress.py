@@ -38,6 +38,16 @@ def test_a_line_has_perplexity_with_its_interval_size_and_speed() -> None:
     ]
 
 
+def test_a_speed_of_a_disturbed_machine_is_said_to_be_noisy() -> None:
+    row, signature = record(), "latency|engine:torch_int4|v2"
+    for metric, said in (
+        (Metric("decode_vs_bf16", 3.19, "", "higher", signature, 0.46, 3.36), ", noisy"),
+        (Metric("decode_vs_bf16", 3.19, "", "higher", signature, 3.10, 3.36), ""),
+    ):
+        row.metrics = {metric.name: metric}
+        assert result(Outcome("hqq w8", [row], 1.0)) == [f"decode 3.2x bf16 (torch_int4){said}"]
+
+
 def test_a_failed_point_says_why() -> None:
     assert result(Outcome("rtn w4", [], 1.0, "model.path: NaN")) == ["failed: model.path: NaN"]
 

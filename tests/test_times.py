@@ -88,6 +88,44 @@ def test_a_time_not_to_be_believed_is_marked(
     assert pd.Series(made.notes).str.contains(note).any()
 
 
+def wide(bits: int, ends: tuple[float, float], metric: str = "decode_vs_bf16") -> Record:
+    """A point whose interval of ``metric`` has these ends."""
+    record = timed(bits, "torch_int4")
+    record.metrics[metric] = replace(record.metrics[metric], lo=ends[0], hi=ends[1])
+    return record
+
+
+@pytest.mark.parametrize("metric", ["decode_vs_bf16", "prefill_vs_bf16", "decode_ms"])
+def test_an_interval_of_more_than_a_factor_of_two_is_marked(metric: str) -> None:
+    made = table(wide(4, (0.46, 3.36), metric), wide(8, (1.5, 3.0), metric))
+    assert column(made, "marks") == ["", "noisy"]  # 8 bits first
+    assert pd.Series(made.notes).str.contains("more than a factor of 2 apart").any()
+
+
+def test_a_noisy_speed_is_marked_on_terminal_and_page(tmp_path: Path) -> None:
+    noisy, calm = wide(4, (0.46, 3.36)), wide(8, (1.9, 2.1))
+    quality = [
+        records.record(
+            "rtn",
+            bits,
+            metrics=[records.ppl(3 - bits / 10), records.number("file_mib", bits, "MiB", "lower")],
+        )
+        for bits in (4, 8)
+    ]
+    shown = frame([noisy, calm, *quality])
+    marked = dict(zip(shown["bits"], payload.of(shown)["columns"]["noisy"], strict=True))
+    assert marked == {4: 1, 8: 0}
+    store = Store(tmp_path / "demo")
+    store.prepare()
+    for record in (noisy, calm, *quality):
+        store.put(record, [])
+    console = Console(record=True, width=160)
+    report.summary(report.write(tmp_path / "demo"), console)
+    front = [line for line in console.export_text().splitlines() if "uniform" in line]
+    assert [line.split()[1] for line in front] == ["w4g64", "w8g64"]
+    assert [line.endswith("2.00 noisy") for line in map(str.rstrip, front)] == [True, False]
+
+
 def test_without_anything_to_mark_there_is_no_column_for_it() -> None:
     numbers = {"decode_noise": 0.1, "decode_of_bandwidth": 1.1}
     assert "marks" not in table(timed(4, "torch_int4", **numbers)).heads

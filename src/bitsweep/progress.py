@@ -106,13 +106,20 @@ def result(outcome: Outcome) -> list[str]:
 def _numbers(record: Record) -> list[str]:
     metrics = record.metrics.values()
     perplexity = next((m for m in metrics if m.name.startswith("ppl/")), None)
+    values = {
+        f"{metric.name}{end}": value
+        for metric in metrics
+        for end, value in (("", metric.value), (".lo", metric.lo), (".hi", metric.hi))
+        if value is not None
+    }
     parts = [] if perplexity is None or perplexity.value is None else [_perplexity(perplexity)]
     for name, text in (("file_mib", "{:.2f} MiB"), ("decode_vs_bf16", "decode {:.1f}x bf16")):
         metric = record.metrics.get(name)
         if metric is not None and metric.value is not None:
             engine = timing.ENGINE.search(metric.signature)
             by = f" ({engine[1]})" if engine else ""
-            parts.append(text.format(metric.value) + by)
+            doubt = ", noisy" * (timing.is_time(name) and timing.unrest(values) > 1)
+            parts.append(text.format(metric.value) + by + doubt)
     return parts
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bitsweep.report.latency import marks
+from bitsweep.timing import TIMES
 
 Row = Mapping[str, Any]
 Meaning = Mapping[str, Mapping[str, str | None]]
@@ -172,6 +173,9 @@ def timing_marks(row: Row) -> list[str]:
         return []
     names = ("decode_noise", "prefill_noise", "decode_mib", "cache_mib", "decode_of_bandwidth")
     values = {name: row.get(f"{name}{place}") for name in names}
+    values |= {
+        f"{name}{end}": row.get(f"{name}{place}{end}") for name in TIMES for end in (".lo", ".hi")
+    }
     return marks({name: value for name, value in values.items() if value is not None})
 
 

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from bitsweep.report.frame import references
+from bitsweep.timing import is_time
 
 Numbers = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -34,10 +35,10 @@ def front(frame: pd.DataFrame, x: str, y: str) -> pd.Series:
 
     Per model, among the ``ok`` rows that have both numbers. Each metric is taken in its better
     direction. Full precision is what the others are compared with and takes no part, nor do points
-    of which one part alone is quantized. A dominated
-    point is tied when every front point that dominates it does so within noise: the paired
-    interval of its difference to full precision (``y.delta``) overlaps theirs. Latencies and
-    sizes are taken as they are.
+    of which one part alone is quantized. A dominated point is tied when every front point that
+    dominates it does so within noise: the paired interval of its difference to full precision
+    (``y.delta``) overlaps theirs, or, where ``x`` is a time, the interval of that. What else ``x``
+    may be, a size, is taken as it is.
     """
     marks = pd.Series("", index=frame.index, dtype=object)
     ok, reference = frame["status"].eq("ok"), references(frame)
@@ -47,15 +48,19 @@ def front(frame: pd.DataFrame, x: str, y: str) -> pd.Series:
     usable = ok & ~reference & frame[x].notna() & frame[y].notna()
     if "only" in frame:
         usable &= frame["only"].isna()
-    needed = [x, y, f"{y}.delta.lo", f"{y}.delta.hi", "model"]
+    noise = [*_ends(y), *(_ends(x) if is_time(x) else ())]
+    needed = [x, y, *noise, "model"]
     taking = frame.loc[usable, [name for name in dict.fromkeys(needed) if name in frame]]
     for _, rows in taking.groupby("model", sort=False):
-        numbers = _minimise(frame, rows, x), _minimise(frame, rows, y), *_interval(frame, rows, y)
-        marks[rows.index] = _marks(*numbers)
+        cost = _minimise(frame, rows, x), *_interval(frame, rows, x)
+        loss = _minimise(frame, rows, y), *_interval(frame, rows, y)
+        marks[rows.index] = _marks(*cost, *loss)
     return marks
 
 
-def _marks(x: Numbers, y: Numbers, lo: Numbers, hi: Numbers) -> npt.NDArray[np.object_]:
+def _marks(
+    x: Numbers, x_lo: Numbers, x_hi: Numbers, y: Numbers, y_lo: Numbers, y_hi: Numbers
+) -> npt.NDArray[np.object_]:
     """A mark for each point; the front dominates all others, so only it is compared with."""
     kept = best(x, y)
     marks = np.full(len(x), "dominated", dtype=object)
@@ -64,7 +69,7 @@ def _marks(x: Numbers, y: Numbers, lo: Numbers, hi: Numbers) -> npt.NDArray[np.o
     tied = np.ones(len(rest), dtype=bool)
     for i in np.flatnonzero(kept):
         above = (x[i] <= x[rest]) & (y[i] <= y[rest])
-        tied &= ~above | (lo[rest] <= hi[i])
+        tied &= ~above | (y_lo[rest] <= y_hi[i]) | (x_lo[rest] <= x_hi[i])
     marks[rest[tied]] = "tied"
     return marks
 
@@ -78,10 +83,16 @@ def _minimise(frame: pd.DataFrame, rows: pd.DataFrame, metric: str) -> Numbers:
 
 
 def _interval(frame: pd.DataFrame, rows: pd.DataFrame, metric: str) -> tuple[Numbers, Numbers]:
-    """Bounds of the paired difference, smaller is better; NaN (never tied) where there is none."""
-    if f"{metric}.delta.lo" not in rows:
+    """Bounds of the metric's noise, smaller is better; NaN (never tied) where ``rows`` has none."""
+    names = _ends(metric)
+    if names[0] not in rows:
         nothing = np.full(len(rows), np.nan)
         return nothing, nothing
-    lo = rows[f"{metric}.delta.lo"].to_numpy(dtype=float)
-    hi = rows[f"{metric}.delta.hi"].to_numpy(dtype=float)
+    lo, hi = (rows[name].to_numpy(dtype=float) for name in names)
     return (lo, hi) if _sign(frame, metric) > 0 else (-hi, -lo)
+
+
+def _ends(metric: str) -> tuple[str, str]:
+    """Columns of the interval that says whether two points differ in ``metric``: a time's own."""
+    own = metric if is_time(metric) else f"{metric}.delta"
+    return f"{own}.lo", f"{own}.hi"

@@ -12,7 +12,7 @@ from bitsweep.report import labels
 from bitsweep.report.labels import Row
 from bitsweep.report.sheet import Line, Sheet
 from bitsweep.report.timed import METRICS, Timed
-from bitsweep.timing import IMPOSSIBLE, STRAY, Shape
+from bitsweep.timing import IMPOSSIBLE, STRAY, WIDE, Shape, unrest
 
 ENDS = ("", ".lo", ".hi")
 WHERE = ("engine", "device", "threads", "batch", "prompt")
@@ -64,7 +64,7 @@ def blocks(frame: pd.DataFrame) -> list[Block]:
 def marks(values: Mapping[str, float]) -> list[str]:
     """Why the numbers of a row are to be read with care."""
     found = []
-    if max(values.get(name, 0.0) for name in ("decode_noise", "prefill_noise")) > STRAY:
+    if unrest(values) > 1:
         found.append(NOISY)
     read, cache = values.get("decode_mib"), values.get("cache_mib")
     if read is not None and cache is not None and read < cache:
@@ -83,7 +83,8 @@ def footnotes(found: Iterable[Timed]) -> list[str]:
     meaning = {
         NOISY: (
             "in the null comparison, one model against itself, a median ratio strayed by more than "
-            f"{100 * STRAY:.0f} % in every repetition: other work disturbed the machine"
+            f"{100 * STRAY:.0f} % in every repetition, or the ends of a 95 % interval are more "
+            f"than a factor of {WIDE:g} apart: other work disturbed the machine"
         ),
         CACHED: (
             f"what a step reads fits into the last-level cache ({cache} MiB as the system reports "

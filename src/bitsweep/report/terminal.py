@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from bitsweep.report import labels, latency
+from bitsweep.report.estimate import timing_marks
 from bitsweep.report.labels import Row
 from bitsweep.report.tables import change, fronts, number, primaries, primary, speed_metric
 
@@ -157,6 +158,7 @@ def _table(
     names = labels.short(list(dict.fromkeys(labels.method(row, axes) for row in rows)))
     shown = [row for row in rows if row["front"] in ("reference", "front")]
     for row in sorted(shown, key=lambda r: (r["front"] == "front", r.get("file_mib") or 0.0)):
+        noisy = [mark for mark in timing_marks(row) if mark == latency.NOISY]
         cells = [
             names[labels.method(row, axes)],
             labels.weights(row),
@@ -165,7 +167,7 @@ def _table(
             number(row.get("file_mib")),
             number(row.get(quality), 4),
             change(row, quality, kind).partition(" ")[0],
-            *([number(row.get(speed))] if speed else []),
+            *([" ".join([number(row.get(speed)), *noisy])] if speed else []),
         ]
         table.add_row(*(Text(cell) for cell in cells))
     return table

@@ -12,9 +12,10 @@ median over rounds with its 95 % bootstrap interval, a ratio the median over rou
 were taken side by side: above 1 the point is faster. ``p90`` and ``p99`` are of all tokens of all
 rounds; of fewer than 100 tokens, p99 is about the slowest.
 
-bf16 against itself is the null comparison. Where its median ratio is further than 10 % from 1,
-something else was at work, and all rounds of that shape are done again; where no repetition helps,
-the calmest stands, and ``decode_noise`` or ``prefill_noise`` marks the row of the report.
+bf16 against itself is the null comparison. Where its median ratio is further than 10 % from 1, or
+the ends of an interval are more than a factor of 2 apart, something else was at work, and all
+rounds of that shape are done again; where no repetition helps, the calmest stands, and reports mark
+its numbers as ``noisy`` (:mod:`bitsweep.timing`).
 
 ``decode_gib_s`` is what the weights of a step (:mod:`.traffic`) and its time say about memory,
 ``decode_of_bandwidth`` its share of the bandwidth that a copy reached in this process. Above 1.1 it
@@ -35,7 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -60,6 +61,7 @@ from bitsweep.probes.latency.statistics import (
     POINT,
     Context,
     Round,
+    flat,
     metrics,
     noise,
     null,
@@ -67,7 +69,7 @@ from bitsweep.probes.latency.statistics import (
 )
 from bitsweep.probes.latency.traffic import step_bytes
 from bitsweep.record import Kind, Measurement, Metric
-from bitsweep.timing import STRAY, Shape
+from bitsweep.timing import Shape, unrest
 
 DTYPES = {BF16: torch.bfloat16, FP32: torch.float32}
 LISTS = ("prompts", "batches", "threads", "baselines")
@@ -84,7 +86,7 @@ class Latency:
       spent on a shape; ``tokens=8 rounds=3 seconds=0`` is the least that has an interval.
     - ``baselines``: which of bf16 and fp32 are timed beside the point. Without one its ratios are
       missing; without both the point itself is the null comparison.
-    - ``repeats``: how often a shape with a stray null comparison is done again.
+    - ``repeats``: how often a shape whose times were disturbed is done again.
     - ``price_per_hour`` of the machine, in any currency: adds the cost of a million tokens, of the
       prompt and decoded.
 
@@ -181,32 +183,33 @@ class Latency:
         shape: Shape,
         speed: Bandwidth,
     ) -> tuple[dict[str, Interval | float], dict[str, Any]]:
-        """Time ``shape``, again where the null comparison strays, and keep the calmest attempt."""
+        """Time ``shape``, again where it was disturbed, and keep the calmest attempt."""
         ids = tokens(model, shape.batch, shape.prompt + self.tokens)
-        attempts: list[tuple[float, list[Round], dict[str, Any]]] = []
-        while len(attempts) <= self.repeats and not (attempts and attempts[-1][0] <= STRAY):
-            watch = machine.Watch()
-            rounds = turns.take(runners, ids, shape.prompt, self.rounds, self.seconds)
-            strays = noise(rounds)
-            seen = {**watch.seen(), "noise": {k: round(v, 4) for k, v in strays.items()}}
-            attempts.append((max(strays.values()), rounds, seen))
-        _, rounds, seen = min(attempts, key=lambda attempt: attempt[0])
         known = {
             name: count
             for name, each in runners.items()
             if (count := step_bytes(each, engine, model, shape.batch)) is not None
         }
         context = Context(shape.batch, shape.prompt, known, speed.best, self.price_per_hour)
+        attempts: list[Attempt] = []
+        while len(attempts) <= self.repeats and not (attempts and attempts[-1].unrest <= 1):
+            watch = machine.Watch()
+            rounds = turns.take(runners, ids, shape.prompt, self.rounds, self.seconds)
+            strays = {name: round(value, 4) for name, value in noise(rounds).items()}
+            found = numbers(rounds, context)
+            seen = {**watch.seen(), "noise": strays}
+            attempts.append(Attempt(unrest(flat(found)), found, rounds, seen))
+        calmest = min(attempts, key=lambda attempt: attempt.unrest)
         details = {
             **asdict(shape),
             "cores": machine.cores(),
-            **seen,
-            "attempts": [each for _, _, each in attempts],
+            **calmest.seen,
+            "attempts": [attempt.seen for attempt in attempts],
             "step_bytes": known,
             "bandwidth": speed.to_json(),
-            "rounds": [each.to_json() for each in rounds],
+            "rounds": [each.to_json() for each in calmest.rounds],
         }
-        return numbers(rounds, context), details
+        return calmest.found, details
 
     def _empty(
         self, shape: Shape, first: Shape, model: Model, engine: Engine | None, reason: str
@@ -242,6 +245,15 @@ class Latency:
             f"|tokens:{self.tokens}|device:{provenance.device_name(str(model.device))}"
             f"|torch:{torch.__version__}|v{self.version}"
         )
+
+
+class Attempt(NamedTuple):
+    """One shape timed once: how disturbed, its numbers, and what they are of."""
+
+    unrest: float
+    found: dict[str, Interval | float]
+    rounds: list[Round]
+    seen: dict[str, Any]
 
 
 def _offloaded(model: Model) -> str | None:

@@ -114,6 +114,17 @@ def numbers(rounds: Sequence[Round], context: Context) -> dict[str, Interval | f
     return {name: median(values) for name, values in found.items()} | exact
 
 
+def flat(found: Mapping[str, Interval | float]) -> dict[str, float]:
+    """``found`` with the ends of intervals as ``NAME.lo`` and ``NAME.hi``, as reports have them."""
+    values: dict[str, float] = {}
+    for name, over in found.items():
+        if isinstance(over, Interval):
+            values |= {name: over.value, f"{name}.lo": over.lo, f"{name}.hi": over.hi}
+        else:
+            values[name] = over
+    return values
+
+
 def metrics(
     found: Mapping[str, Interval | float], signature: str, suffix: str = "", price: str = ""
 ) -> list[Metric]:

@@ -194,6 +194,7 @@ function hover(i) {
     escape(titleOf(m)) +
     ": " +
     number(value(m, i)) +
+    noisy(m, i) +
     (changeText(m, i) ? "  (" + escape(changeText(m, i)) + ")" : "");
   return (
     "<b>" +

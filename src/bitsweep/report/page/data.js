@@ -25,6 +25,9 @@ const reason = (metric, i) => at(data.reasons[metric], i);
 const titleOf = name => (name in data.metrics ? data.metrics[name].title : HEADS[name] || name);
 const measured = i => cell("status", i) === "ok";
 const reference = i => data.columns.reference[i] === 1;
+const isTime = metric => /^(decode|prefill)_/.test(metric); // as timing.py has it
+const noisy = (metric, i) =>
+  isTime(metric) && data.columns.noisy[i] && value(metric, i) !== null ? " noisy" : "";
 const partOf = i => cell("only", i);
 
 const HEADS = {

@@ -3,6 +3,13 @@ const FRONT = "front",
   TIED = "tied",
   DOMINATED = "dominated";
 
+// Of a time its own interval, of all else the paired difference's; smaller is better.
+function bounds(metric, i, sign) {
+  const own = isTime(metric),
+    ends = [value(metric, i, own ? "lo" : "dlo"), value(metric, i, own ? "hi" : "dhi")];
+  return ends[0] === null ? [NaN, NaN] : sign > 0 ? ends : [-ends[1], -ends[0]];
+}
+
 function front(rows, x, y) {
   const marks = new Map();
   if (!(x in data.metrics) || !(y in data.metrics)) return marks;
@@ -18,9 +25,8 @@ function front(rows, x, y) {
     const a = value(x, i),
       b = value(y, i);
     if (a === null || b === null || partOf(i) !== null) continue;
-    const ends = [value(y, i, "dlo"), value(y, i, "dhi")];
-    const [lo, hi] = ends[0] === null ? [NaN, NaN] : sy > 0 ? ends : [-ends[1], -ends[0]];
-    points.push({ i, x: sx * a, y: sy * b, lo, hi });
+    const across = isTime(x) ? bounds(x, i, sx) : [NaN, NaN];
+    points.push({ i, x: sx * a, y: sy * b, across, up: bounds(y, i, sy) });
   }
   points.sort((a, b) => a.x - b.x || a.y - b.y);
   const best = [];
@@ -42,7 +48,7 @@ function front(rows, x, y) {
     for (const q of best) {
       if (q.x > p.x) break;
       const dominates = q.y <= p.y && (q.x < p.x || q.y < p.y);
-      if (dominates && !(p.lo <= q.hi)) {
+      if (dominates && !(p.up[0] <= q.up[1]) && !(p.across[0] <= q.across[1])) {
         tied = false;
         break;
       }

@@ -110,7 +110,7 @@ function metricsOf(i) {
         {},
         name,
         two(
-          number(v, 6) + (unit && !titleOf(m).includes(unit) ? " " + unit : ""),
+          number(v, 6) + (unit && !titleOf(m).includes(unit) ? " " + unit : "") + noisy(m, i),
           lo === null ? "" : "[" + number(lo, 4) + ", " + number(hi, 4) + "]",
         ),
         two(...changeText(m, i).split(/ (?=\[)/)),

@@ -15,9 +15,11 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from bitsweep.report import acceptance, labels
+from bitsweep.report.estimate import timing_marks
 from bitsweep.report.frame import references
+from bitsweep.report.latency import NOISY
 from bitsweep.report.tables import metrics, primaries, primary, speed_metric
-from bitsweep.timing import SUFFIX
+from bitsweep.timing import SUFFIX, is_time
 from bitsweep.tracking.flat import plain as shown
 
 TITLES = {
@@ -183,7 +185,15 @@ def _columns(frame: pd.DataFrame, config: Sequence[str]) -> dict[str, Any]:
         "group": interned(labels.group(row.get("group_size")) or None for row in rows),
         "label": interned(str(row.get("label") or row["run_id"]) for row in rows),
         "reference": [int(value) for value in reference],
+        "noisy": _noisy(frame),
     }
+
+
+def _noisy(frame: pd.DataFrame) -> list[int]:
+    """Of which rows times are marked so."""
+    times = frame[["status", *(name for name in frame.columns if is_time(name))]].copy(deep=False)
+    times.attrs = {}
+    return [int(NOISY in timing_marks(row)) for row in labels.rows(times)]
 
 
 def _column(column: pd.Series) -> Any:

@@ -52,7 +52,7 @@ function key(name, i) {
 function shown(name, i) {
   if (name.endsWith(" Δ")) return changeText(name.slice(0, -2), i);
   const v = key(name, i);
-  return v === true ? "yes" : v === false ? "no" : number(v);
+  return v === true ? "yes" : v === false ? "no" : number(v) + noisy(name, i);
 }
 
 const MARKS = [FRONT, TIED, DOMINATED, "reference"];
