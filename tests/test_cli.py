@@ -75,6 +75,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["swep", "demo"], "swep: no such verb; did you mean sweep"),
+        (["-m", "bits=3,4"], "-m: a verb comes first; write bitsweep run -m bits=3,4"),
+        (["bits=3"], "bits=3: a verb comes first; write bitsweep run bits=3"),
+        (["run", "data=text", "data.path=no.txt"], "bitsweep: data.path=no.txt: no such file"),
+        (
+            ["run", "calibration=text", "calibration.source.path=no.txt", "method=gptq"],
+            "bitsweep: calibration.source.path=no.txt: no such file",
+        ),
         (["run", "bitz=4"], "bitz=4: no such key; did you mean bits?"),
         (["run", "bits=99"], "bits=99: takes a number"),
         (["run", "method=gptqq"], "did you mean gptq"),

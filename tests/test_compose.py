@@ -55,6 +55,16 @@ def test_every_configuration_file_opens_with_one_line_about_itself(group: str) -
         ("policy=zzzzzz", r"policy=zzzzzz: no such policy \(choices: .*by_role"),
         ("bits=2,3", "bits=2,3: several values are a sweep; use bitsweep run -m"),
         ("+modle=reference", "modle: no such key|modle=reference: no such key; did you mean model"),
+        ("tracker=wandb,mlflow", r"several trackers are a list; write 'tracker=\[wandb,mlflow\]'$"),
+        ("transforms=rotate,smooth", r"run -m, or 'transforms=\[rotate,smooth\]' for all of them"),
+        ("bits=[3,4]", r"bits=\[3,4\]: takes one value; .*: bitsweep run -m bits=3,4$"),
+        ("model=./mine", "a folder or a hub id is a path; write model.path=./mine$"),
+        ("model=meta-llama/Llama-3.2-1B", "write model.path=meta-llama/Llama-3.2-1B$"),
+        ("model=shape/nothing", "no such model; did you mean"),
+        ("data.path=my.txt", "write data=text data.path=my.txt$"),
+        ("data.calibration_path=a b", "write calibration=text 'calibration.source.path=a b'$"),
+        ("hydra/launcher=rq", "is not installed here; pip install hydra-rq-launcher$"),
+        ("hydra/launcher=nothing", r"no such hydra/launcher \(choices: basic.*\)$"),
         ("bits 4", "bits 4: not an override; write key=value$"),
         ("bits=[", r"bits=\[: not an override; write key=value"),
         ("+bits=3", r"\+bits: is there already; write bits=VALUE without the \+"),
@@ -167,6 +177,16 @@ def test_a_choice_that_is_not_there_names_the_folder_where_it_could_be(tmp_path:
         compose(["policy=mine"])
     with pytest.raises(UserError, match=r"no such policy[^;]*$"):
         compose(["policy=mine"], str(tmp_path))
+
+
+def test_a_folder_here_that_has_the_choice_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own" / "policy").mkdir(parents=True)
+    (tmp_path / "own" / "policy" / "mine.yaml").write_text("rules:\n  - {role: head}\n")
+    with pytest.raises(UserError, match=r"own/policy/mine.yaml is there: add --config-dir own$"):
+        compose(["policy=mine"])
 
 
 def test_another_hydra_application_in_the_process_survives() -> None:

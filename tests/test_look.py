@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import records
 
 from bitsweep import cli, report
@@ -63,3 +64,12 @@ def test_show_prints_as_many_texts_of_each_task_as_asked(tmp_path: Path, capsys)
         for task in ("bleu/one", "bleu/two"):
             assert f"{task}: 3 of 5 texts are the original's" in text
             assert text.count(f"prompt     {task}") == shown
+
+
+@pytest.mark.parametrize("asked", [["show", "evil"], ["export", "evil", "--to", "gptq"]])
+def test_an_experiment_in_place_of_a_run_id_is_told_where_those_are(asked, tmp_path: Path, capsys):
+    attacked(tmp_path)
+    assert cli.dispatch([*asked, "--results-dir", str(tmp_path)]) == cli.MISTAKE
+    said = capsys.readouterr().err
+    assert f"{asked[0]} evil: takes a RUN_ID" in said
+    assert f"bitsweep recommend evil --results-dir {tmp_path}" in said

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -79,6 +80,8 @@ def _verb(argv: list[str]) -> int:
 
         return complete.answer(argv[1:])
     verb, rest = argv[0], argv[1:]
+    if verb.startswith("-") or "=" in verb:
+        raise UserError(f"{verb}: a verb comes first; write bitsweep run {shlex.join(argv)}")
     if verb not in VERBS:
         raise UserError(f"{verb}: no such verb{nearest(verb, VERBS)}; see bitsweep --help")
     if any(item in ("-h", "--help") for item in rest):

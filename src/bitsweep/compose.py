@@ -137,7 +137,7 @@ def hydra_app(overrides: Sequence[str], extra_dir: str | None = None) -> Iterato
         yield Hydra.create_main_hydra2(task_name="bitsweep", config_search_path=path)
     except _ChoiceError as error:
         if extra_dir is None:
-            raise UserError(f"{error}; a folder of your own: --config-dir FOLDER") from error
+            raise UserError(f"{error}; {_own_folder(error.wanted)}") from error
         raise
     finally:
         GlobalHydra.instance().clear()
@@ -235,9 +235,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        from bitsweep.mistakes import explain
-
-        raise _mistake(error)(explain(error)) from error
+        raise _mistake(error) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{_not_utf8()}: is not UTF-8 ({error.reason}); convert it") from error
 
@@ -245,12 +243,36 @@ def one_line_errors() -> Iterator[None]:
 class _ChoiceError(UserError):
     """A group has no such file; a folder of the user's own (``--config-dir``) may have it."""
 
+    def __init__(self, line: str, wanted: str) -> None:
+        super().__init__(line)
+        self.wanted = wanted
 
-def _mistake(error: Exception) -> type[UserError]:
+
+def _mistake(error: Exception) -> UserError:
     from hydra.errors import MissingConfigException
 
-    missing = isinstance(error, MissingConfigException) and error.missing_cfg_file
-    return _ChoiceError if missing else UserError
+    from bitsweep.mistakes import explain
+
+    wanted = error.missing_cfg_file if isinstance(error, MissingConfigException) else None
+    if wanted and wanted.partition("/")[0] in GROUPS and not is_checkpoint(wanted):
+        return _ChoiceError(explain(error), wanted)
+    return UserError(explain(error))
+
+
+def is_checkpoint(wanted: str) -> bool:
+    """Whether what was ``wanted`` of a group is a model's folder or hub id: model/./my_model."""
+    group, _, choice = wanted.partition("/")
+    own = "/" in choice and not choice.startswith("shape/")
+    return group == "model" and (own or Path(choice).is_dir())
+
+
+def _own_folder(wanted: str) -> str:
+    """Where a choice of the user's own could be: a folder here that has it, else any."""
+    here = [Path(), *(path for path in sorted(Path().iterdir()) if path.is_dir())]
+    for folder in here:
+        if (folder / f"{wanted}.yaml").is_file():
+            return f"{folder / wanted}.yaml is there: add --config-dir {folder}"
+    return "a folder of your own: --config-dir FOLDER"
 
 
 def _not_utf8() -> str:

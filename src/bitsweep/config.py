@@ -59,7 +59,7 @@ def parse(values: Mapping[str, Any], taken: Mapping[str, str], command: str = ""
         if key not in KNOWN:
             raise UserError(f"{key}={show(values[key])}: no such key{nearest(key, KNOWN)}")
     run = {key: fit(key, values.get(key), hint) for key, hint in RUN_KEYS.items()}
-    axes = {key: fit(key, values.get(key), hint) for key, hint in AXES.items()}
+    axes = {key: _axis(key, values.get(key), hint) for key, hint in AXES.items()}
     _check_axes(axes, run)
     if not run["results_dir"]:
         raise UserError("results_dir=: takes a folder; write results_dir=. for this one")
@@ -134,9 +134,18 @@ def check(job: Job, artifacts: Artifacts) -> None:
                 f"calibration: data={point.data.name} has no text of its own to calibrate "
                 f"{point.columns()['label']} on; give data.calibration_path=FILE"
             )
-        point.calibration.source.check()
         if not isinstance(point.calibration.source, RandomTokens):
+            point.calibration.source.check(_calibration_key(point))
             check_calibration(point.calibration.source, point.data, artifacts)
+
+
+def _calibration_key(point: Point) -> str:
+    """Which key the path of the calibration's text came from."""
+    from bitsweep.data import OWN_TEXT
+
+    if point.calibration.source != point.data.calibration:
+        return "calibration.source.path"
+    return "data.calibration_path" if point.data.name == OWN_TEXT else "data.calibration.path"
 
 
 def check_folder(folder: Path, key: str) -> None:
@@ -180,6 +189,17 @@ def command_line(verb: str, overrides: Sequence[str]) -> str:
     import shlex
 
     return shlex.join(["bitsweep", verb, *overrides])
+
+
+def _axis(key: str, value: Any, hint: Any) -> Any:
+    """One value of one axis; a list is what grids take."""
+    if isinstance(value, list):
+        several = ",".join(map(show, value))
+        raise UserError(
+            f"{key}=[{several}]: takes one value; several are a sweep: "
+            f"bitsweep run -m {key}={several}"
+        )
+    return fit(key, value, hint)
 
 
 def _check_axes(axes: Mapping[str, Any], run: Mapping[str, Any]) -> None:

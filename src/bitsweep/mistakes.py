@@ -8,7 +8,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bitsweep.axes import AXES, CHAINS, GROUPS, KNOWN
-from bitsweep.compose import EXPERIMENTS, choices, experiments, group_files, nearest
+from bitsweep.compose import (
+    EXPERIMENTS,
+    LISTED,
+    choices,
+    experiments,
+    group_files,
+    is_checkpoint,
+    nearest,
+)
+
+LAUNCHERS = ("joblib", "ray", "rq", "submitit")
+"""Hydra's own plugins, a package each: ``hydra-joblib-launcher``."""
+OWN_TEXTS = {
+    "data.path": ("data=text", "data.path"),
+    "data.calibration_path": ("calibration=text", "calibration.source.path"),
+}
+"""Keys that ``data=text`` alone has, and what says the same of any other."""
 
 
 def explain(error: Exception) -> str:
@@ -28,7 +44,7 @@ def explain(error: Exception) -> str:
         given = re.search(r"To append to your config use \+(.*)", text)
         return _no_such_key(match[1], given[1] if given else match[1], error.__cause__)
     if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", text):
-        return f"{match[1]}: several values are a sweep; use bitsweep run -m"
+        return _several(match[1])
     if match := re.search(r"Override (\S+) looks like a config group", text):
         return f"{match[1]}: there is no such group"
     if match := re.search(r"Could not delete from config. '(.+?)' does not exist", text):
@@ -63,13 +79,28 @@ def _no_override(given: str) -> str:
     return f"{given}: Hydra reads some of these letters its own way; write {shlex.quote(quoted)}"
 
 
+def _several(given: str) -> str:
+    """Of values with commas: a sweep, or where a group takes several at once, their list."""
+    key, _, values = given.partition("=")
+    at_once = shlex.quote(f"{key}=[{values}]")
+    if key == "tracker":
+        return f"{given}: several trackers are a list; write {at_once}"
+    both = f", or {at_once} for all of them at once" if key in LISTED else ""
+    return f"{given}: several values are a sweep; use bitsweep run -m{both}"
+
+
 def _no_such_choice(path: str, options: Sequence[str]) -> str:
     group, _, choice = path.partition("/")
     if group == EXPERIMENTS and "/" in choice:
         group, _, choice = choice.partition("/")
         return f"{group}: {choice}: in an experiment's defaults write override /{group}: {choice}"
+    if is_checkpoint(path):
+        return f"{group}={choice}: a folder or a hub id is a path; write model.path={choice}"
     if group not in GROUPS:  # Hydra's own: hydra/launcher
         group, _, choice = path.rpartition("/")
+        if group == "hydra/launcher" and choice.partition("_")[0] in LAUNCHERS:
+            package = f"hydra-{choice.partition('_')[0]}-launcher"
+            return f"{group}={choice}: is not installed here; pip install {package}"
     # Hydra names none for a list of choices, and none that lie in a folder of the group.
     options = list(dict.fromkeys([*options, *group_files(group)]))
     return f"{group}={choice}: no such {group}{nearest(choice, options)}{choices(options)}"
@@ -83,6 +114,10 @@ def _no_such_key(key: str, given: str, cause: BaseException | None) -> str:
     prefix = f"{where}." if where else ""
     missing = key.removeprefix(prefix).partition(".")[0]
     group, _, inside = key.partition(".")
+    if key in OWN_TEXTS:
+        chosen, own = OWN_TEXTS[key]
+        written = shlex.join([chosen, f"{own}={given.partition('=')[2]}"])
+        return f"{given}: this data set has no such key; write {written}"
     step = inside.partition(".")[0]
     if group in (*CHAINS, "tracker") and where in ("", group) and step not in here:
         asked = [*(here if where else ()), step]

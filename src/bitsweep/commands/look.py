@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,13 @@ def lookup(verb: str, run_id: str, results: Path) -> list[tuple[Store, Record]]:
     Raises:
         UserError: it is too short to mean one, or there is none.
     """
+    if (results / run_id / "records").is_dir():
+        place = [] if results == Path("results") else ["--results-dir", str(results)]
+        listing = shlex.join(["bitsweep", "recommend", run_id, *place])
+        raise UserError(
+            f"{verb} {run_id}: takes a RUN_ID, and this is an experiment; {listing} gives those "
+            f"of its best points, {results / run_id}/records has all"
+        )
     if len(run_id) < SHORTEST_PREFIX:
         raise UserError(f"{verb} {run_id}: give at least {SHORTEST_PREFIX} digits of the id")
     found = [(store, record) for store in stores(results) for record in store.find(run_id)]

@@ -39,6 +39,9 @@ T = TypeVar("T")
 LONGEST_WINDOW = 2048
 """The papers' window; ``window: null`` takes it, or the model's context where that is shorter."""
 
+OWN_TEXT = "text"
+"""The data set of one's own text, of which ``data.path`` is the only text's."""
+
 SHORTHANDS = ("root", "path", "calibration_path")
 """Keys of a data YAML that only its own interpolations read, so that overrides stay short."""
 
@@ -66,8 +69,8 @@ class Data:
         """Raise UserError for anything missing or unusable, reading no text; before a sweep."""
         from bitsweep.data import questions
 
-        for text in self.texts.values():
-            text.check()
+        for name, text in self.texts.items():
+            text.check("data.path" if self.name == OWN_TEXT else f"data.texts.{name}.path")
         for task in self.tasks.values():
             task.check()
         if self.bos not in ("none", "stream"):

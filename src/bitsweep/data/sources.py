@@ -53,9 +53,12 @@ class TextSource:
     fold_newlines: bool = False
     max_chars: int | None = None
 
-    def check(self) -> None:
-        """Raise UserError for a file that is not there, without reading anything."""
-        check_path(self.name, self.path, self.split)
+    def check(self, key: str = "path") -> None:
+        """Raise UserError for a file that is not there, without reading anything.
+
+        ``key`` is the one that the path came from, for the message.
+        """
+        check_path(self.name, self.path, self.split, key)
 
     def text(self, artifacts: Artifacts) -> str:
         """The whole text, read once a process.
@@ -140,7 +143,7 @@ class TaskSet:
 
     def check(self) -> None:
         """Raise UserError for a missing file or an unknown way to split words."""
-        check_path(self.name, self.path, None)
+        check_path(self.name, self.path, None, f"data.tasks.{self.name}.path")
         if self.rouge not in ("words", "unicode", "characters"):
             raise UserError(
                 f"data.tasks.{self.name}.rouge={self.rouge}: use words, unicode or characters"
@@ -264,11 +267,11 @@ def is_table(path: str) -> bool:
     return Path(path).suffix in (".jsonl", ".json", ".csv")
 
 
-def check_path(name: str, path: str, split: str | None) -> None:
+def check_path(name: str, path: str, split: str | None, key: str = "path") -> None:
     """Raise UserError when ``path`` is a file that can not be there."""
     if is_file(path, split) and not Path(path).is_file():
         raise UserError(
-            f"path={path}: no such file for {name}; give an existing .txt, .jsonl or .csv file "
+            f"{key}={path}: no such file for {name}; give an existing .txt, .jsonl or .csv file "
             "(a hub data set needs a split as well)"
         )
 
