@@ -136,6 +136,10 @@ def test_untie_says_nothing_about_a_model_that_is_not_tied():
         ({"rules": []}, "needs rules"),
         ({"ruls": []}, "no such key"),
         ({"rules": [{"role": "ffn", "keep": True, "bits": 8}]}, "keep leaves a layer"),
+        (
+            {"rules": [{"role": "linear"}, {"role": "ffn", "bits": 16}]},
+            r"^policy\.rules\[1\]\.bits=16: policy=mine .*keep: true$",
+        ),
     ],
 )
 def test_a_mistake_in_a_policy_names_the_key(value, message):

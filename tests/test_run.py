@@ -15,6 +15,7 @@ from bitsweep.compose import compose
 from bitsweep.errors import Refused
 from bitsweep.methods.rtn import RTN
 from bitsweep.point import Point
+from bitsweep.policies.rules import Policy
 from bitsweep.run import execute, prepare
 from bitsweep.store import Store
 
@@ -108,6 +109,19 @@ def test_an_impossible_point_is_refused_before_anything_is_loaded(make, artifact
         prepare(make("method=hqq", "symmetric=true"), artifacts)
     with pytest.raises(Refused, match="group_size=48 does not divide"):
         prepare(make("group_size=48"), artifacts)
+
+
+def test_sixteen_bits_lead_to_full_precision(make, artifacts):
+    with pytest.raises(Refused, match=r"^method=rtn: bits=16: .*; method=full_precision leaves"):
+        prepare(make("bits=16"), artifacts)
+
+
+def test_a_width_of_a_policys_own_names_the_policy_and_a_layer(make, artifacts, tmp_path):
+    rules = [{"role": "linear"}, {"role": "ffn.down", "bits": 9}]
+    point = dataclasses.replace(make(), policy=Policy.from_config("nine", {"rules": rules}))
+    said = r"^method=rtn: policy=nine, model\.layers\.0\.mlp\.down_proj: bits=9: "
+    with pytest.raises(Refused, match=said):
+        prepare(point, artifacts)
 
 
 def test_a_refused_point_is_a_row_with_its_reason(make, artifacts):

@@ -27,7 +27,7 @@ from bitsweep.models import Model, ModelSource
 from bitsweep.point import Point, exported
 from bitsweep.probes import Probe, needs
 from bitsweep.record import Kind, Record, Status
-from bitsweep.spec import LayerSpec, Plan
+from bitsweep.spec import FULL_BITS, LayerSpec, Plan
 from bitsweep.store import Store
 
 KINDS: tuple[Kind, ...] = ("quality", "timing")
@@ -304,7 +304,11 @@ def plan_for(point: Point, model: Model) -> Plan:
                     f"in_features={width} of {name}; try format=codebook"
                 )
             if reason is not None:
-                raise Refused(f"method={point.method_name}: {reason}")
+                own = layer.weight != formats.resolve(point.spec)
+                whose = f"policy={point.policy.name}, {name}: " if own else ""
+                if spec.bits >= FULL_BITS:
+                    reason += "; method=full_precision leaves weights as they are"
+                raise Refused(f"method={point.method_name}: {whose}{reason}")
         plan = dataclasses.replace(plan, layers=layers)
     plan = dataclasses.replace(plan, kv=point.kv)
     reason = activations.skip(plan, model) or kv.skip(plan, model)

@@ -131,12 +131,12 @@ class Policy:
             raise UserError(f"policy={name}: needs rules, a list of at least one rule")
         return cls(
             name=name,
-            rules=tuple(_rule(f"policy.rules[{index}]", rule) for index, rule in enumerate(rules)),
+            rules=tuple(_rule(f"policy.rules[{i}]", rule, name) for i, rule in enumerate(rules)),
             untie=fit("policy.untie", value.get("untie", False), bool),
         )
 
 
-def _rule(where: str, value: Any) -> Rule:
+def _rule(where: str, value: Any, policy: str) -> Rule:
     if not isinstance(value, Mapping):
         raise UserError(f"{where}: a rule is a mapping like {{role: ffn, bits: 4}}, not {value!r}")
     known = [item.name for item in dataclasses.fields(Rule)]
@@ -150,6 +150,11 @@ def _rule(where: str, value: Any) -> Rule:
         raise UserError(
             f"{where}.role={rule.role}: no such role; choose one of "
             f"{ALL_LINEAR}, {', '.join(ROLES)}"
+        )
+    if rule.bits is not None and rule.bits >= FULL_BITS:
+        raise UserError(
+            f"{where}.bits={rule.bits:g}: policy={policy} would leave these layers as they are; "
+            "write keep: true"
         )
     width = rule.input_bits
     if width is not None and not 0 < width <= FULL_BITS:
