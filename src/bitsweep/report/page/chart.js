@@ -54,9 +54,7 @@ function chart() {
     xaxis: {
       ...gridOf(),
       title: { text: escape(titleOf(x)) },
-      ...(points.some(i => value(x, i) > 0) && spread(points.map(i => value(x, i))) > 60
-        ? { type: "log", exponentformat: "power" }
-        : {}),
+      ...costs(points.map(i => value(x, i))),
     },
     yaxis: { ...gridOf(), title: { text: escape(titleOf(y)), standoff: 10 }, ...s.axis },
     shapes: [],
@@ -144,10 +142,16 @@ function chart() {
   overlay();
 }
 
-const spread = values => {
-  const known = values.filter(v => v > 0);
-  return known.length ? Math.max(...known.slice(0, 20000)) / Math.min(...known.slice(0, 20000)) : 1;
-};
+// A logarithmic axis where one far point would crowd the others, as in the figures.
+const FAR = 2.5;
+function costs(values) {
+  const low = Math.min(...values),
+    high = Math.max(...values);
+  if (!(low > 0 && high > FAR * low)) return {};
+  if (high > 1000 * low) return { type: "log", exponentformat: "power" };
+  const tens = [...Array(12).keys()].map(k => 10 ** (Math.floor(Math.log10(low)) + k));
+  return { type: "log", tickvals: tens.flatMap(ten => [1, 2, 3, 5].map(k => Number((k * ten).toPrecision(1)))) };
+}
 
 function dots(rows, opacity, bars = false) {
   const { x, y, s, look, size } = drawn,
