@@ -1,4 +1,4 @@
-"""What a sweep says while it runs: one line after each point, a live stage on a terminal."""
+"""What a sweep says while it runs: one line after each point, within a long one how far it is."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from bitsweep import timing
+from bitsweep import pace, timing
 from bitsweep.record import Metric, Record
 
 if TYPE_CHECKING:
     from bitsweep.sweep import Candidate, Outcome
+
+
+REDRAW_S, SAY_S = 0.25, 30.0
+"""How often the count of a long loop changes on a terminal, and is a line where there is none."""
 
 
 class Progress:
@@ -25,7 +29,8 @@ class Progress:
         self.ended = 0
         self.before = 0
         self._status: Any = None
-        self._label = ""
+        self._label = self._stage = ""
+        self._said = time.perf_counter()
         self._began = time.perf_counter()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -55,15 +60,31 @@ class Progress:
 
     def start(self, label: str) -> None:
         """A point starts."""
-        self._label = label
+        self._label, self._said = label, time.perf_counter()
         if self.console.is_terminal:
             self._status = self.console.status(self._counter(label))
             self._status.start()
 
     def stage(self, name: str) -> None:
         """A stage of the point starts."""
+        self._stage = name
         if self._status is not None:
             self._status.update(f"{self._counter(self._label)}  {name} …")
+
+    def step(self, step: pace.Step) -> None:
+        """A loop within the stage is so far: shown live, or now and then as a line."""
+        now = time.perf_counter()
+        if now - self._said < (SAY_S if self._status is None else REDRAW_S):
+            return
+        self._said = now
+        parts = [self._counter(self._label), self._stage]
+        parts.append(f"{step.done:,} of {step.total:,} {step.units}")
+        if step.left is not None:
+            parts.append(f"(about {duration(step.left)} left)")
+        if self._status is None:
+            self.console.print("  ".join(parts))
+        else:
+            self._status.update("  ".join(parts))
 
     def end(self, outcome: Outcome, wall_s: float) -> None:
         """A point is finished: its line."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from bitsweep import config, tracking
+from bitsweep import config, pace, tracking
 from bitsweep.artifacts import Artifacts, cache_root
 from bitsweep.axes import AXES
 from bitsweep.compose import (
@@ -294,9 +294,10 @@ class Session:
         started = time.perf_counter()
         self.progress.start(label)
         try:
-            records = execute(
-                job.point, self.artifacts, store, job.force, self.progress.stage, prepared
-            )
+            with pace.heard(self.progress.step):
+                records = execute(
+                    job.point, self.artifacts, store, job.force, self.progress.stage, prepared
+                )
             outcome = Outcome(label, records, time.perf_counter() - started)
         except UserError as mistake:
             outcome = Outcome(label, [], time.perf_counter() - started, str(mistake))

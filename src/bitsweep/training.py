@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bitsweep import pace
 from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
 from bitsweep.linear import Quantized
@@ -134,7 +135,8 @@ def train(
         [{"params": [knob.value], "lr": schedule.lr * knob.size} for knob in knobs], betas=BETAS
     )
     fading = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.rate)
-    for step, batch in enumerate(_batches(calibration.tokens, schedule, generator)):
+    batches = _batches(calibration.tokens, schedule, generator)
+    for step, batch in enumerate(pace.of(batches, schedule.steps, "steps")):
         tokens = batch.to(device)
         with torch.enable_grad():
             for weight in weights:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitsweep import data
+from bitsweep import data, pace
 from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import windows
 from bitsweep.calibration.block import Block
@@ -186,7 +186,8 @@ class Calibration:
         through what the block has become. The embedding has to be replaced before the first.
         """
         replay = Replay(model, self.tokens)
-        for index in range(len(model.blocks) + 1):
+        count = len(model.blocks) + 1
+        for index in pace.of(range(count), count, "blocks"):
             if index > 0:
                 replay.run(index - 1, after_batch=_nothing, keep=True)
             yield Block(replay, index)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from bitsweep import pace
 from bitsweep.artifacts import Artifacts
 from bitsweep.data.sources import Item, TaskSet, TextSource
 from bitsweep.errors import UserError
@@ -245,7 +246,12 @@ class Reference:
             "dtype": source.dtype,
             "device": str(source.device).partition(":")[0],
         }
-        return self.artifacts.get("reference", key, lambda: measure(self.model))
+
+        def make() -> T:
+            with pace.named("full precision"):
+                return measure(self.model)
+
+        return self.artifacts.get("reference", key, make)
 
     def leave(self, model: Model, key: str, value: object) -> None:
         """Leave for a later probe of this run what it would else compute of ``model`` again."""

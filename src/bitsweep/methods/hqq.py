@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bitsweep import formats
+from bitsweep import formats, pace
 from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
 from bitsweep.formats.int import Int, store_zero
@@ -69,7 +69,8 @@ class HQQ:
         return spec if spec.symmetric else replace(spec, zero=self.zero)
 
     def __call__(self, model: Model, plan: Plan, calibration: Calibration) -> Model:
-        replace_layers(model, plan, plan.layers, self.quantize)
+        names = pace.of(plan.layers, len(plan.layers), "layers")
+        replace_layers(model, plan, names, self.quantize)
         model.plan = plan
         return model
 

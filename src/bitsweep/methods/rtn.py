@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bitsweep import formats
+from bitsweep import formats, pace
 from bitsweep.calibration import Calibration
 from bitsweep.errors import UserError
 from bitsweep.formats import Family, Params
@@ -87,7 +87,7 @@ class RTN:
                 return QuantTensor.quantize(weight, spec, params)
             return quantize_stochastic(weight, spec, params, generator)
 
-        for name in plan.layers:
+        for name in pace.of(plan.layers, len(plan.layers), "layers"):
             replace_layers(model, plan, [name], partial(quantize, mask=model.masks.get(name)))
         model.plan = plan
         return model

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bitsweep import pace
+
 if TYPE_CHECKING:
     from bitsweep.models import Model
 
@@ -78,7 +80,8 @@ def _logits(model: Model, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     Gradients are off inside a batch only: a generator that held such a block open over its
     ``yield`` would leave it open in its caller.
     """
-    for batch in windows.split(_batch(model, windows.shape[1])):
+    batches = windows.split(_batch(model, windows.shape[1]))
+    for batch in pace.of(batches, len(windows), "windows", len):
         batch = batch.to(model.device)
         with torch.no_grad():
             logits = model.module(input_ids=batch, use_cache=False).logits[:, :-1]

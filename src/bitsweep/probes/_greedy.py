@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bitsweep import pace
+
 if TYPE_CHECKING:
     from bitsweep.models import Model
 
@@ -33,8 +35,8 @@ def generate(
     size = CPU_BATCH if str(model.device).startswith("cpu") else GPU_BATCH
     ends = _Ends(model, stop)
     texts = [""] * len(prompts)
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
+    together = [order[start : start + size] for start in range(0, len(order), size)]
+    for rows in pace.of(together, len(order), "prompts", len):
         batch = [list(prompts[i]) for i in rows]
         for row, text in zip(rows, _batch(model, batch, max_new_tokens, ends), strict=True):
             texts[row] = text
