@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import records
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from bitsweep import report
@@ -324,3 +325,22 @@ def test_no_letter_of_a_committed_figure_lies_outside_it_or_is_too_small(name, m
                 said = (called, text.get_text())
                 assert min(left, bottom, width - right, height - top) > -2, said  # pixels of 0.2 pt
                 assert text.get_fontsize() >= style.SMALL_PT, said
+
+
+def test_dollars_in_a_name_are_no_mathematics(tmp_path: Path):
+    with style.in_style():
+        figure = Figure(figsize=(2, 1))
+        figure.add_subplot().set_title("$wrong^^$ and $5")  # as mathematics it can not be parsed
+        written = style.save(figure, tmp_path, "dollars")
+    assert all(path.stat().st_size for path in written)
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.01, "10⁻²"), (1e3, "10³"), (1.0, "10⁰")])
+def test_a_logarithmic_axis_has_powers_of_ten(tmp_path: Path, value, shown):
+    with style.in_style():
+        figure = Figure(figsize=(2, 1))
+        axes = figure.add_subplot()
+        axes.plot([1, 2], [1e-3, 1e4])
+        axes.set_yscale("log")
+        style.save(figure, tmp_path, "log")
+    assert axes.yaxis.get_major_formatter()(value) == shown
