@@ -88,7 +88,9 @@ def test_each_record_is_one_run_that_says_what_the_record_says(real, capsys):
     assert report["job_type"] == "report"
     assert report["logged"]["page/_type"] == "html-file"
     said = capsys.readouterr().out
-    assert f"wandb: {KEPT + 1} of {KEPT + 1} runs published; offline .bitsweep/wandb" in said
+    assert (
+        f"wandb: {KEPT + 1} of {KEPT + 1} runs published; offline .bitsweep/wandb, project " in said
+    )
     assert "wandb sync .bitsweep/wandb/offline-run-*" in said
     _the_table_of_layers_says_what_each_became(real)
 
@@ -193,6 +195,9 @@ def test_a_dry_run_says_what_is_missing_and_writes_nothing(store, capsys):
     capsys.readouterr()
     publish("--dry-run")
     assert f"wandb: 0 of {KEPT + 1} runs to publish" in capsys.readouterr().out
+    publish("--dry-run", "--again")
+    said = capsys.readouterr().out
+    assert all(f"again    {of(record, attempt=2)}" in said for record in store.records())
 
 
 def test_the_view_is_kept_with_a_command_that_would_apply_it(store, capsys):

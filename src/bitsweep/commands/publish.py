@@ -193,7 +193,7 @@ def _upload(tracker: Tracker, task: Task, command: str) -> bool:
     """Publish to one tracker and say how it went; whether all of it is there."""
     from rich.console import Console
 
-    place = tracker.destination()
+    place = _place(tracker)
     if not place:
         print(f"{tracker.name}: is turned off (mode=disabled); nothing is published")
         return True
@@ -216,13 +216,19 @@ def _upload(tracker: Tracker, task: Task, command: str) -> bool:
     return not count.left
 
 
+def _place(tracker: Tracker) -> str:
+    """Where its runs go, for a reader; empty for nowhere."""
+    return tracker.place() if isinstance(tracker, Wandb) else tracker.destination()
+
+
 def _say_missing(tracker: Tracker, task: Task) -> None:
     """What publishing now would write, a line a run."""
     todo = missing(tracker, task)
-    place = tracker.destination() or "turned off"
+    place = _place(tracker) or "turned off"
     print(f"{tracker.name}: {len(todo)} of {task.total} runs to publish; {place}")
     for title, slot in todo:
-        why = "again" if slot.again else "changed" if slot.superseded else "new"
+        there = "again" if task.anew else "changed"
+        why = "again" if slot.again else there if slot.superseded else "new"
         print(f"  {why:<9}{slot.ident}  {title}")
 
 

@@ -84,6 +84,12 @@ class Wandb:
         place = urlparse(base_url()).netloc.rpartition("@")[2] if mode == "online" else None
         return f"{mode} {place or self.folder()}/{self._project()}"
 
+    def place(self) -> str:
+        """:meth:`destination` for a reader: the folder is one, the project is none."""
+        folder = self.destination().removesuffix(f"/{self._project()}")
+        project = f"{self.entity}/{self.project}" if self.entity else self.project
+        return f"{folder}, project {project}" if folder else ""
+
     def has(self, ident: str) -> bool:
         """Whether an offline run is there, whole; online it is what the ledger says."""
         if self.resolve_mode() == "online":
