@@ -200,6 +200,8 @@ def test_a_record_becomes_a_folder_whose_card_has_its_numbers(desk, capsys) -> N
     folder = desk.folder / "exports" / f"rtn-w4g32-sym-uniform-{run_id[:8]}-compressed-tensors"
     said = capsys.readouterr().out
     assert "predicted" in said
+    card = folder.relative_to(desk.folder) / "README.md"
+    assert f"load    {card} says how transformers opens it" in said.splitlines()
     following = next(line for line in reversed(said.splitlines()) if line.startswith("next"))
     assert following == (
         f"next    bitsweep run model.path={folder.relative_to(desk.folder)} method=full_precision "
