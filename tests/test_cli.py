@@ -436,3 +436,14 @@ def test_leaving_does_not_look_through_all_that_was_imported() -> None:
         assert gc.get_freeze_count() > 0
     finally:
         gc.unfreeze()
+
+
+def test_a_point_measured_by_another_protocol_says_so_at_once(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert desk("run", "bits=3") == cli.OK
+    assert "next    bitsweep report adhoc\n" in capsys.readouterr().out
+    assert desk("run", "bits=4", "probes.perplexity.tokens=64") == cli.OK
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next")]
+    assert "a report needs one protocol; bits_per_byte/text: two protocols meet" in said
+    assert "experiment=NAME" in said

@@ -127,8 +127,20 @@ def test_two_protocols_of_one_experiment_are_named_by_a_run_each_with_what_to_ty
     assert "experiment=demo" in said
     assert "`bitsweep show bbbbbbbbbbbb` prints with experiment=NAME" in said
     new.experiment = "other"
-    with pytest.raises(UserError, match="apart: `bitsweep report demo`, `bitsweep report other`"):
+    with pytest.raises(UserError, match="take them one at a time: demo, then other"):
         frame([old, new])
+
+
+def test_of_two_protocols_the_rarer_is_the_one_to_move():
+    grid = [
+        records.record("rtn", bits, metrics=[records.ppl(2.7)], run_id=start * 64)
+        for bits, start in ((4, "a"), (3, "b"), (2, "c"))
+    ]
+    metric = grid[0].metrics["ppl/in_domain"]
+    signed = metric.signature.replace("tokens:204800", "tokens:2048")
+    grid[0].metrics["ppl/in_domain"] = replace(metric, signature=signed)
+    with pytest.raises(UserError, match=r"move records/aaaaaaaaaaaa\*\.json elsewhere"):
+        frame(grid)
 
 
 def timed(signature: str, bits: int = 4) -> records.Record:

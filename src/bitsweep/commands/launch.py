@@ -130,7 +130,7 @@ def _single(overrides: list[str], config_dir: str | None, argv: list[str]) -> in
         print(f"budget  {slack(candidate)}")
     for record in session.outcomes[-1].records:
         print(f"{record.kind:<8}bitsweep show {record.run_id[:12]}")
-    print(f"next    {_report_command(wanted.point)}")
+    print(f"next    {_next(wanted.point)}")
     return cli.FAILED if session.failed else cli.OK
 
 
@@ -175,6 +175,18 @@ def _report(session: Session, command: str) -> None:
         following = _report_command(point)
     report.summary(written, session.progress.console, next_command=following)
     session.mirror_report(written)
+
+
+def _next(point: Point) -> str:
+    """The report, or why there would be none: this point was measured unlike those before it."""
+    from bitsweep.report.frame import check_protocols
+    from bitsweep.store import Store
+
+    try:
+        check_protocols(Store(point.folder).records(warn=lambda _: None))
+    except UserError as apart:
+        return f"a report needs one protocol; {apart}"
+    return _report_command(point)
 
 
 def _report_command(point: Point) -> str:

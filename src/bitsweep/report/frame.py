@@ -62,6 +62,12 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
     return table
 
 
+def check_protocols(records: Iterable[Record]) -> None:
+    """Raise what :func:`frame` would of two protocols in one column, without a frame."""
+    found = _current(sorted(records, key=lambda r: (r.experiment, r.run_id)))
+    _signatures(found, _model_names(found), _machines(found))
+
+
 def _current(records: Sequence[Record]) -> list[Record]:
     """Without the refusals of points that were measured since (a refusal is named by its columns,
     a measured point by its checkpoint and plan, so neither overwrites the other)."""
@@ -106,12 +112,20 @@ def _signatures(
             other = origin.setdefault((model, column), record)
             if first != signature:
                 where = f"{column}: two protocols meet for model={model}"
-                raise UserError(f"{where}: {_apart(other, first, record, signature)}")
+                count = Counter(
+                    of_all(found.signature)
+                    for each in records
+                    if names[each.run_id] == model and (found := each.metrics.get(metric.name))
+                )
+                sides = sorted(
+                    ((other, first), (record, signature)), key=lambda side: -count[side[1]]
+                )
+                raise UserError(f"{where}: {_apart(*sides[0], *sides[1])}")
     return {model: dict(sorted(found.items())) for model, found in sorted(seen.items())}
 
 
 def _apart(one: Record, first: str, other: Record, second: str) -> str:
-    """What two signatures differ in, a run of each, and what to type."""
+    """What two signatures differ in, a run of each, and what to type; ``other`` is the rarer."""
     parts, others = first.split("|"), second.split("|")
     found = [
         (record, "|".join(p for p in mine if p not in theirs) or "no more than that")
@@ -124,9 +138,9 @@ def _apart(one: Record, first: str, other: Record, second: str) -> str:
     shown = (f"'{said}' (run {record.run_id[:12]})" for record, said in found)
     mine = other.run_id[:12]
     return (
-        f"{' and '.join(shown)}, both of experiment={one.experiment}; give one a name of its own: "
-        f"the command that `bitsweep show {mine}` prints with experiment=NAME, then remove "
-        f"records/{mine}*.json"
+        f"{' and '.join(shown)}, both of experiment={one.experiment}; move records/{mine}*.json "
+        f"elsewhere, and measure it under a name of its own: the command that `bitsweep show "
+        f"{mine}` prints with experiment=NAME"
     )
 
 
