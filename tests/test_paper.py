@@ -107,6 +107,25 @@ def only_here() -> list[language.Section]:
     return [s for s in language.sections() if s.experiment in ("demo", "later")]
 
 
+def test_in_a_folder_of_ones_own_the_index_names_what_works_there(desk: Path):
+    file = desk / "experiments" / "demo.yaml"
+    file.write_text(file.read_text().replace("#   bitsweep sweep demo", "# and how"))
+    build.build(Path("paper"), Path("results"))
+    text = Path("paper/README.md").read_text()
+    assert "`bitsweep paper` makes all of them" in text
+    assert "make paper" not in text
+    assert "docs/paper.md" not in text
+    assert "| `bitsweep sweep demo` |" in text
+
+
+def test_without_a_part_the_mistake_names_the_part(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("experiments").mkdir()
+    Path("experiments/mine.yaml").write_text("grids: [{method: rtn}]\n")
+    with pytest.raises(UserError, match="no experiment in experiments/ has a part `paper:`"):
+        build.build(Path("paper"), Path("results"))
+
+
 def test_a_cell_is_the_change_of_perplexity_in_per_cent():
     full, four, three = 2.6131, 2.7, 3.0
     rows = [
@@ -288,7 +307,7 @@ def test_check_finds_a_changed_byte_and_nothing_else(desk: Path, capsys):
         "paper/tables/pivot.csv: differs",
         "results/demo/tables/main.md: missing",
     ]
-    assert "run `make paper`" in told.err
+    assert "run `bitsweep paper`" in told.err
 
 
 def test_what_is_made_no_more_is_removed_and_nothing_of_the_authors(desk: Path):

@@ -50,7 +50,9 @@ def paper(argv: list[str]) -> int:
         print(f"skipped  {line}")
     floats = [each for written in made.written for each in written.floats]
     tables = sum(each.kind == "tables" for each in floats)
-    print(f"wrote    {tables} tables, {len(floats) - tables} figures: see {given.out}/README.md")
+    counts = ((tables, "table"), (len(floats) - tables, "figure"))
+    made_of = ", ".join(f"{number} {kind}{'s' * (number != 1)}" for number, kind in counts)
+    print(f"wrote    {made_of}: see {given.out}/README.md")
     _typeset(given.out / "tables.tex", given.no_pdf)
     return cli.OK
 
@@ -61,7 +63,7 @@ def _check(differ: list[str]) -> int:
         print(line)
     if differ:
         more = f"{len(differ)} files; " if len(differ) > MOST_SHOWN else ""
-        raise UserError(f"paper --check: {more}run `make paper` and commit what it changes")
+        raise UserError(f"paper --check: {more}run `bitsweep paper` and commit what it changes")
     print("every table and figure is what the Records give")
     return cli.OK
 

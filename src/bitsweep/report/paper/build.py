@@ -26,6 +26,8 @@ from bitsweep.report.sheet import PAGE_LINES, Sheet, as_csv, latex, markdown
 
 LINK = re.compile(r"\]\((tables|figures)/([^)/]+)\.(?:md|pdf)\)")
 ENDS = (".pdf", ".png", ".tex", ".md", ".csv")
+GUIDE = Path("docs/paper.md")
+"""Which a checkout of ours has, with a Makefile beside it; a folder of one's own has neither."""
 WORKERS = min(4, os.cpu_count() or 1)
 
 
@@ -48,6 +50,11 @@ def build(out: Path, results: Path) -> Built:
     """
     every = sections()
     ready = [section for section in every if (results / section.experiment / "records").is_dir()]
+    if not every:
+        raise UserError(
+            "paper: no experiment in experiments/ has a part `paper:`, which names its tables and "
+            "figures (docs/paper.md); `bitsweep report NAME` needs none"
+        )
     if not ready:
         raise UserError(
             f"paper: no experiment with a part `paper:` has Records in {results}; run "
@@ -63,7 +70,7 @@ def build(out: Path, results: Path) -> Built:
         if _ours(stale, path):
             path.unlink()
     _write(out / "tables.tex", document(found))
-    _write(out / "README.md", index(found))
+    _write(out / "README.md", index(found, GUIDE.is_file()))
     skipped = tuple(
         f"{section.experiment}: no Records in {results / section.experiment}; left out until "
         f"`bitsweep sweep {section.experiment}`"

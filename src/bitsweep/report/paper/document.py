@@ -97,14 +97,22 @@ def _panel(made: Float) -> str:
     return "\n".join([*lines, "\\end{panel}"])
 
 
-def index(written: Sequence[Written]) -> str:
-    """``README.md``: a line for each experiment, then every figure as a picture."""
+def index(written: Sequence[Written], checkout: bool = False) -> str:
+    """``README.md``: a line for each experiment, then every figure as a picture.
+
+    ``checkout``: whether it lies in one of ours, whose Makefile and guide it may name.
+    """
+    make, rerun, guide = (
+        ("make paper", "make paper-rerun", ": see [docs/paper.md](../docs/paper.md)")
+        if checkout
+        else ("bitsweep paper", "bitsweep paper --rerun", "")
+    )
     parts = [
         "# The paper's tables and figures",
-        "`make paper` makes all of them again from the committed Records, without a model, and "
-        "compiles `tables.pdf` from `tables.tex` where there is a LaTeX; `make paper-rerun` "
-        "measures first. What each table says stands under `paper:` in its experiment's file: see "
-        "[docs/paper.md](../docs/paper.md).",
+        f"`{make}` makes all of them again from the committed Records, without a model, and "
+        f"compiles `tables.pdf` from `tables.tex` where there is a LaTeX; `{rerun}` "
+        f"measures first. What each table says stands under `paper:` in its experiment's file"
+        f"{guide}.",
         _table(written),
     ]
     for made in written:

@@ -210,7 +210,8 @@ def read(experiment: str, path: Path) -> Section | None:
     part = build(Part, where, raw)
     opened, commands = _opening(text)
     return Section(
-        experiment, part.section, part.title, opened, commands,
+        experiment, part.section, part.title, opened,
+        commands or ((f"bitsweep sweep {experiment}", ""),),
         {n: _table(f"{where}.tables.{n}", given) for n, given in _named(where, part.tables)},
         {n: _figure(f"{where}.figures.{n}", given) for n, given in _named(where, part.figures)},
         tuple(map(str, whole)),
