@@ -6,6 +6,7 @@ import errno
 import gc
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -278,7 +279,8 @@ def test_an_interrupted_sweep_keeps_what_is_finished_and_says_how_to_go_on(desk:
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == cli.STOPPED
-    assert "finished points are kept; go on with: bitsweep run model.path=llama" in said
+    kept = r"stopped; (1 finished point is|\d+ finished points are) kept; "
+    assert re.search(f"{kept}go on with: bitsweep run model.path=llama", said)
     assert "Traceback" not in said
     assert desk.records("adhoc")
 
@@ -447,3 +449,27 @@ def test_a_point_measured_by_another_protocol_says_so_at_once(
     (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next")]
     assert "a report needs one protocol; bits_per_byte/text: two protocols meet" in said
     assert "experiment=NAME" in said
+
+
+def test_a_point_that_is_stopped_while_it_is_mirrored_is_counted_as_kept(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bitsweep.tracking.none import NoTracker
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(NoTracker, "destination", lambda self: "here")
+    monkeypatch.setattr(NoTracker, "log", stop)
+    assert desk("run", "-m", "bits=3,4") == cli.STOPPED
+    assert "stopped; 1 finished point is kept; go on with: bits" in capsys.readouterr().err
+    assert len(desk.records("adhoc")) == 1
+
+
+def test_a_sweep_that_ended_in_its_report_does_not_ask_for_it(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert desk("run", "-m", "bits=3,4") == cli.OK
+    said = capsys.readouterr().out
+    assert "\nbest   bitsweep recommend adhoc\n" in said
+    assert "next" not in said

@@ -38,6 +38,20 @@ def test_a_line_has_perplexity_with_its_interval_size_and_speed() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("ratios", "text"),
+    [
+        ((1.0, 1.0, 1.0), "ppl 5.610"),
+        ((0.9999, 0.9996, 1.0002), "ppl 5.610 (+0.0 % [0.0, 0.0])"),
+    ],
+)
+def test_no_change_of_perplexity_has_no_minus(ratios: tuple[float, ...], text: str) -> None:
+    row = record()
+    delta = Delta("ratio", *ratios)
+    row.metrics = {"ppl/text": Metric("ppl/text", 5.61, "", "lower", "s", delta=delta)}
+    assert result(Outcome("full_precision", [row], 1.0)) == [text]
+
+
 def test_a_speed_of_a_disturbed_machine_is_said_to_be_noisy() -> None:
     row, signature = record(), "latency|engine:torch_int4|v2"
     for metric, said in (

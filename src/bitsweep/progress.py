@@ -150,6 +150,9 @@ def _perplexity(metric: Metric) -> str:
     if delta is None or delta.kind != "ratio":
         return text
     value, lo, hi = (100 * (number - 1) for number in (delta.value, delta.lo, delta.hi))
+    if value == lo == hi == 0:  # full precision beside itself
+        return text
+    value, lo, hi = (round(number, 1) + 0.0 for number in (value, lo, hi))  # -0.0 becomes 0.0
     return f"{text} ({value:+.1f} % [{lo:.1f}, {hi:.1f}])"
 
 

@@ -301,11 +301,11 @@ class Session:
             outcome = Outcome(label, records, time.perf_counter() - started)
         except UserError as mistake:
             outcome = Outcome(label, [], time.perf_counter() - started, str(mistake))
+        self.outcomes.append(outcome)  # before it is mirrored: what is stopped now is kept
         mirror = self._mirror(job)
         for record in outcome.records:
             if record.run_id in new:
                 mirror.log(record)
-        self.outcomes.append(outcome)
         if alone and outcome.error is not None:
             self.progress.close()
         else:

@@ -96,8 +96,9 @@ def _devices() -> Iterator[Line]:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Line("ok", "cpu", f"{cores} cores, torch uses {torch.get_num_threads()} threads")
-    if cores and torch.get_num_threads() > cores:
+    threads = torch.get_num_threads()
+    yield Line("ok", "cpu", f"{cores} cores, torch uses {threads} thread{'s' * (threads != 1)}")
+    if cores and threads > cores:
         yield Line("warn", "cpu", f"more threads than cores slow everything; threads={cores}")
     if not torch.cuda.is_available():
         yield Line("ok", "cuda", "torch finds no GPU; model.device=cpu")

@@ -148,7 +148,8 @@ def _sweep(overrides: list[str], config_dir: str | None, command: str) -> int:
             code, why = cli.MISTAKE, refused_by_machine(stopped) or ""
             if not done or not why:
                 raise
-        print(f"{why}; {done} finished points are kept; go on with: {command}", file=sys.stderr)
+        kept = "1 finished point is kept" if done == 1 else f"{done} finished points are kept"
+        print(f"{why}; {kept}; go on with: {command}", file=sys.stderr)
         return code
     if session.candidates and all(item.fate == "refused" for item in session.candidates):
         return cli.MISTAKE
@@ -169,10 +170,8 @@ def _report(session: Session, command: str) -> None:
     except UserError as reason:
         print(f"no report: {reason}")
         return
-    if session.failed:
-        following = f"{command}   (the {len(session.failed)} failed again)"
-    else:
-        following = _report_command(point)
+    failed = len(session.failed)
+    following = f"{command}   (the {failed} failed again)" if failed else ""
     report.summary(written, session.progress.console, next_command=following)
     session.mirror_report(written)
 

@@ -226,9 +226,10 @@ def _readme(
     command = command or str(records[0].provenance.get("command") or "")
     machines = sorted(
         {
-            f"{r.provenance['device']}, {r.provenance.get('threads')} threads"
+            f"{device}, {threads} thread{'s' * (threads != 1)}"
             for r in records
-            if r.provenance.get("device")
+            if (device := r.provenance.get("device"))
+            for threads in (r.provenance.get("threads"),)
         }
     )
     picture = next((path.name for path in drawn if path.match("front_size*.png")), None)
