@@ -57,9 +57,6 @@ class RandomTokens:
     name: str = "random_tokens"
     path: str = "random_tokens"
 
-    def check(self) -> None:
-        """There is always enough of it."""
-
     def sha256(self, artifacts: Artifacts) -> str:
         return hashlib.sha256(self.name.encode()).hexdigest()
 
