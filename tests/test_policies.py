@@ -135,6 +135,10 @@ def test_untie_says_nothing_about_a_model_that_is_not_tied():
         ({"rules": [{"role": "mlp"}]}, r"role=mlp: no such role.*ffn"),
         ({"rules": []}, "needs rules"),
         ({"ruls": []}, "no such key"),
+        (
+            {"rules": [{"blocks": [0, 1]}]},
+            r"^policy\.rules\[0\]\.blocks=\[0, 1\]: write blocks as 0-3,28-31 or first,last",
+        ),
         ({"rules": [{"role": "ffn", "keep": True, "bits": 8}]}, "keep leaves a layer"),
         (
             {"rules": [{"role": "linear"}, {"role": "ffn", "bits": 16}]},

@@ -35,6 +35,8 @@ ROLES = (
 ALL_LINEAR = "linear"
 """The role that means every linear layer of the decoder's blocks."""
 
+BLOCKS = "write blocks as 0-3,28-31 or first,last or -1"
+
 SPEC_KEYS = ("bits", "group_size", "symmetric", "format", "scale_dtype")
 
 
@@ -143,6 +145,8 @@ def _rule(where: str, value: Any, policy: str) -> Rule:
     for key in value:
         if key not in known:
             raise UserError(f"{where}.{key}: no such key; a rule has {', '.join(known)}")
+        if key == "blocks" and isinstance(value[key], list):
+            raise UserError(f"{where}.blocks={value[key]}: {BLOCKS}, without brackets")
         if key != "blocks" or not isinstance(value[key], int):  # one number is not text
             fit(f"{where}.{key}", value[key], get_type_hints(Rule)[key])
     rule = Rule(**value)
@@ -177,9 +181,7 @@ def parse_blocks(text: str, count: int, where: str = "blocks") -> frozenset[int]
             start = int(ends[0] + lo)
             stop = int(hi) if dash else start
         except (ValueError, IndexError):
-            raise UserError(
-                f"{where}={text}: write blocks as 0-3,28-31 or first,last or -1"
-            ) from None
+            raise UserError(f"{where}={text}: {BLOCKS}") from None
         if stop < start:
             raise UserError(f"{where}={text}: {part} runs backwards; write the smaller index first")
         found |= {index + count if index < 0 else index for index in range(start, stop + 1)}
