@@ -118,7 +118,8 @@ def _signatures(
                     if names[each.run_id] == model and (found := each.metrics.get(metric.name))
                 )
                 sides = sorted(
-                    ((other, first), (record, signature)), key=lambda side: -count[side[1]]
+                    ((other, first), (record, signature)),
+                    key=lambda side: (side[0].experiment, -count[side[1]]),
                 )
                 raise UserError(f"{where}: {_apart(*sides[0], *sides[1])}")
     return {model: dict(sorted(found.items())) for model, found in sorted(seen.items())}
