@@ -302,6 +302,19 @@ def test_by_default_all_of_it_lies_below_one_folder(tmp_path, monkeypatch, said)
     assert line.startswith("MLflow: mlflow ui --backend-store-uri sqlite:///.bitsweep/mlflow.db")
 
 
+def test_a_relative_path_is_of_the_folder_that_the_process_is_in_now(tmp_path, monkeypatch):
+    record = measured("demo")[0]
+    for name in ("one", "other"):
+        (tmp_path / name / ".bitsweep").mkdir(parents=True)
+        (tmp_path / name / ".bitsweep/mlflow.db").write_bytes(trackers.blank_database())
+        monkeypatch.chdir(tmp_path / name)
+        Mlflow().log(record, Entry(f"{name}-1"), print)
+    for name in ("one", "other"):
+        assert [run.ident for run in trackers.from_mlflow(tmp_path / name / ".bitsweep")] == [
+            f"{name}-1"
+        ]
+
+
 def test_mlflows_own_variable_names_the_server_and_no_password_is_shown(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@lab.example:8443/mlflow")
     assert Mlflow().destination() == "https://lab.example:8443/mlflow"

@@ -84,7 +84,7 @@ def mlflow(folder: Path) -> Mlflow:
 def from_mlflow(folder: Path) -> list[Run]:
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder.absolute() / 'mlflow.db'}")
     names = {item.experiment_id: item.name for item in client.search_experiments()}
     return [
         Run(

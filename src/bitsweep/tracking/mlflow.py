@@ -188,8 +188,11 @@ class Mlflow:
             file = self._file()
             if file is not None and not file.exists():
                 _make_database(file)
+            # MLflow keeps its connections by this text: a relative path would stay in the folder
+            # that the process was in when it was first used.
+            uri = self._uri() if file is None else f"{SQLITE}{file.absolute()}"
             try:
-                yield MlflowClient(tracking_uri=self._uri(), registry_uri=self._uri())
+                yield MlflowClient(tracking_uri=uri, registry_uri=uri)
             except MlflowException as error:
                 if not NO_ANSWER.match(str(error)):
                     raise
