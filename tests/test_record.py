@@ -4,6 +4,8 @@ import pytest
 
 from bitsweep.record import Delta, Measurement, Metric, Record
 
+POINT = {"model": "tiny", "method": "rtn"}
+
 
 def metric(name="ppl/x", value=2.0, **more):
     return Metric(name=name, value=value, unit="", better="lower", signature="ppl|v1", **more)
@@ -11,7 +13,7 @@ def metric(name="ppl/x", value=2.0, **more):
 
 def record(**more):
     return Record(
-        run_id="r", point_id="p", kind="quality", experiment="e", status="ok", point={}, **more
+        run_id="r", point_id="p", kind="quality", experiment="e", status="ok", point=POINT, **more
     )
 
 

@@ -11,11 +11,12 @@ from bitsweep.record import Record
 from bitsweep.store import Store, dump
 
 RESULTS = Path(__file__).parents[1] / "results"
+POINT = {"model": "tiny", "method": "rtn"}
 
 
 def record(run_id="a" * 64, status="ok", **more):
     return Record(
-        run_id=run_id, point_id="p", kind="quality", experiment="e", status=status, point={}, **more
+        run_id=run_id, point_id="p", kind="quality", experiment="e", status=status, point=POINT, **more
     )
 
 
@@ -58,18 +59,36 @@ def test_a_file_that_is_no_record_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("point", None), ("metrics", []), ("provenance", None), ("status", "odd")]
+    ("field", "value", "named"),
+    [
+        ("point", None, "point"),
+        ("point", {"model": "tiny"}, "point.method"),
+        ("metrics", [], "metrics"),
+        ("provenance", None, "provenance"),
+        ("status", "odd", "status"),
+    ],
 )
-def test_a_record_with_a_field_of_another_kind_is_none(tmp_path, field, value):
+def test_a_record_with_a_field_of_another_kind_is_none(tmp_path, field, value, named):
     store = Store(tmp_path)
     store.put(record(), [])
     body = json.loads(store.record_path("a" * 64).read_text())
     store.record_path("a" * 64).write_text(json.dumps(body | {field: value}))
-    with pytest.raises(UserError, match=f"another kind: {field}"):
+    with pytest.raises(UserError, match=rf"another kind: {named}\)"):
         store.records()
     store.record_path("a" * 64).write_text("[1, 2]")
     with pytest.raises(UserError, match="no fields"):
         store.records()
+
+
+def test_a_record_with_half_a_pair_of_surrogates_is_none(tmp_path):
+    store = Store(tmp_path)
+    for reason in ("\ud800", "\U0001f600 whole"):
+        body = dump(record()).decode().replace('"reason": null', f'"reason": {json.dumps(reason)}')
+        store.prepare()
+        store.record_path("a" * 64).write_text(body)
+        said: list[str] = []
+        assert len(store.records(warn=said.append)) == (reason[-1] == "e")
+        assert len(said) == (reason[-1] != "e")
 
 
 @pytest.mark.parametrize("damage", [lambda body: body[:20], lambda _: b"version https://git-lfs"])

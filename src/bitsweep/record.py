@@ -120,6 +120,7 @@ class Record:
         odd += [
             k for k, kind in (("kind", Kind), ("status", Status)) if value[k] not in get_args(kind)
         ]
+        odd = odd or [f"point.{k}" for k in NAMED if not isinstance(value["point"].get(k), str)]
         if odd:
             raise ValueError(f"fields of another kind: {', '.join(odd)}")
         return cls(**{**value, "metrics": _unfolded(value["metrics"])})
@@ -133,6 +134,8 @@ KINDS: dict[str, tuple[type, ...]] = {
     "calibration": (dict, type(None)),
 }
 """What the readers of a Record take for granted of them."""
+NAMED = ("model", "method")
+"""The words of a point by which everything groups, failed and refused ones too."""
 
 
 def _folded(metrics: Mapping[str, Metric]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class Store:
         """The Record of this id, or None when it is absent or was cut short."""
         path = self.record_path(run_id)
         try:
-            return Record.from_json(json.loads(path.read_bytes()))
+            return _parsed(path.read_bytes())
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError):
@@ -107,7 +107,7 @@ class Store:
             for path in self._paths(prefix):
                 try:
                     body = path.read_bytes()
-                    record = Record.from_json(json.loads(body))
+                    record = _parsed(body)
                     record.file_sha256 = hashlib.sha256(body).hexdigest()
                     found.append(record)
                 except FileNotFoundError:
@@ -173,6 +173,15 @@ def dump(record: Record) -> bytes:
         else:
             fields.append(f" {line(key)}: {line(value)}")
     return ("{\n" + ",\n".join(fields) + "\n}\n").encode("utf-8")
+
+
+def _parsed(body: bytes) -> Record:
+    """Raises ValueError as :meth:`Record.from_json`, and for half a pair of surrogates: no text
+    that could be written anywhere."""
+    value = json.loads(body)
+    if b"\\u" in body:  # seldom; anything but an escape is UTF-8 that was decoded already
+        json.dumps(value, ensure_ascii=False).encode()
+    return Record.from_json(value)
 
 
 def _pack(details: list[dict[str, Any]]) -> bytes:
