@@ -143,11 +143,13 @@ def test_a_layer_that_misses_the_requirement_is_shown_in_the_report(tmp_path: Pa
     layer_row = {"case": "w4-original", "layer": "q", "shape": "2x2", "against": "gptqmodel"}
     far = {"equal_codes": 0.5, "objective_ratio": 1.2, "met": False}
     near = {"equal_codes": 1.0, "objective_ratio": 1.0, "met": True}
-    tools = {"bitsweep": 6.0, "llmcompressor": 5.9, "gptqmodel": 5.8}
+    both = {"bitsweep": 6.0, "llmcompressor": 5.9, "gptqmodel": 5.8}
+    alone = {"bitsweep": 6.0, "gptqmodel": 5.0}  # GPTQModel's groups, which llm-compressor lacks
     end_to_end = [
-        {"case": "w4-original", "tool": tool, "order": "block", "perplexity": value}
+        {"case": case, "tool": tool, "order": "block", "perplexity": value}
         | {"over_full_precision": 1.1, "ours_over_theirs": None, "lo": None, "hi": None}
         | {"wall_s": 1.0, "cpu_s": 1.0}
+        for case, tools in {"w4-original": both, "w4-updated": alone}.items()
         for tool, value in tools.items()
     ]
     counts = ("codes", "scales_differ", "zeros_differ", "codes_differ", "off_a_tie")
@@ -171,6 +173,7 @@ def test_a_layer_that_misses_the_requirement_is_shown_in_the_report(tmp_path: Pa
     report.write(results, tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "1 of 2 comparisons meet the requirement" in text
-    assert "NOT met" in text
+    assert "met in 0 of the 1 cases that both peers have" in text
+    assert "because one peer alone has them: w4-updated 1.2000 (would miss it)." in text
     assert "12 of 12 against torchao" in text
     assert (tmp_path / "layers.csv").read_text().splitlines()[1].endswith("0.5,1.2,False")
