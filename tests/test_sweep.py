@@ -108,6 +108,16 @@ def test_a_rule_without_a_match_stops_a_sweep_before_it_starts(desk: Desk) -> No
     assert desk.records("never") == []
 
 
+def test_calibrating_on_the_measured_text_is_refused_whichever_step_calibrates(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same, grid = "data.calibration_path=measured.txt", "transforms=[],[smooth]"
+    arguments = desk.overrides("-m", "experiment=never", same, grid)
+    assert cli.dispatch(["run", *arguments]) == cli.MISTAKE
+    assert "this is the evaluation text" in capsys.readouterr().err
+    assert desk.records("never") == []
+
+
 def test_nothing_but_results_is_left_in_the_working_directory(desk: Desk) -> None:
     before = {path.name for path in desk.folder.iterdir()}
     swept(desk, "bits=3,4")

@@ -154,8 +154,8 @@ def _each(
 def _check_once(job: Job, artifacts: Artifacts, checked: set[str]) -> None:
     """Look at the machine once for all points that ask it the same questions."""
     point = job.point
-    key = repr((point.model.device, point.data, point.folder, point.method.calibrated))
-    key += repr(point.calibration) * point.method.calibrated
+    read = point.calibration if point.calibrated else None
+    key = repr((point.model.device, point.data, point.folder, read))
     if key not in checked:
         config.check(job, artifacts)
         checked.add(key)
