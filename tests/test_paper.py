@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -363,8 +364,8 @@ def test_a_sweep_that_is_stopped_ends_in_its_own_time(tmp_path: Path):
     """It has a second to keep what is finished; subprocess.run would kill it after a quarter."""
     child = (
         "import pathlib, time\n"
-        "pathlib.Path('begun').touch()\n"
         "try:\n"
+        "    pathlib.Path('begun').touch()\n"
         "    time.sleep(60)\n"
         "except KeyboardInterrupt:\n"
         "    time.sleep(1)\n"
@@ -375,7 +376,13 @@ def test_a_sweep_that_is_stopped_ends_in_its_own_time(tmp_path: Path):
         "from bitsweep.commands.paper import _wait\n"
         f"sys.exit(_wait([sys.executable, '-c', {child!r}]))\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, start_new_session=True) as p:
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        start_new_session=True,
+        # a job in the background of a script inherits a SIGINT that is ignored
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    ) as p:
         while not (tmp_path / "begun").exists() and p.poll() is None:
             time.sleep(0.05)
         os.killpg(p.pid, signal.SIGINT)
