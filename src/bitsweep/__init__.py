@@ -29,7 +29,7 @@ def run(*overrides: str) -> list[Record]:
 
 
 def load(*patterns: str) -> pd.DataFrame:
-    """Records as a DataFrame, one row a point: ``bitsweep.load("results/*")``."""
+    """Records as a DataFrame, one row a point: ``bitsweep.load("results/mine")``."""
     from bitsweep import report
 
     return report.load(*patterns)

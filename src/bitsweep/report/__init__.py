@@ -56,7 +56,7 @@ class Report:
 def load(*patterns: str | Path) -> pd.DataFrame:
     """Records below the experiment folders that match, one row per point.
 
-    ``load("results/demo")``, ``load("results/*")``; columns as in :mod:`bitsweep.report.frame`.
+    ``load("results/demo", "results/lat*")``; columns as in :mod:`bitsweep.report.frame`.
 
     Raises:
         UserError: nothing matches, or two protocols share one metric.
