@@ -15,7 +15,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from bitsweep import engines
+from bitsweep import engines, pace
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Reference
 from bitsweep.errors import UserError
@@ -159,6 +159,15 @@ def test_rounds_go_on_until_the_seconds_are_spent(clock: Clock, llama: Model) ->
     """
     probe = Latency(prompts=(32,), tokens=5, rounds=2, seconds=2.0)
     assert len(measure(probe, llama, llama).details[0]["rounds"]) == 5
+
+
+def test_the_rounds_that_are_asked_for_are_counted(clock: Clock, llama: Model) -> None:
+    said: list[pace.Step] = []
+    with pace.heard(said.append):
+        measure(Latency(prompts=(32,), tokens=4, rounds=3, seconds=0), llama, llama)
+    assert [(step.done, step.total, step.units) for step in said] == [
+        (done, 3, "rounds with a prompt of 32") for done in (1, 2, 3)
+    ]
 
 
 def test_a_batch_counts_each_of_its_sequences(clock: Clock, llama: Model) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitsweep import pace
 from bitsweep.artifacts import Artifacts, plain
 from bitsweep.data import Reference
 from bitsweep.engines import Runner, runner
@@ -30,11 +31,12 @@ def take(
     """
     started = time.perf_counter()
     order, found = list(runners), list[Round]()
+    counted = pace.of(range(rounds), rounds, f"rounds with a prompt of {prompt}")
     with machine.no_collection():
         for name in order:
             if name != AGAIN:
                 _turn(runners[name], ids[:, : prompt + WARM], prompt)
-        while len(found) < rounds or time.perf_counter() - started < seconds:
+        while next(counted, None) is not None or time.perf_counter() - started < seconds:
             each = {name: _turn(runners[name], ids, prompt) for name in order}
             prefill = {name: turn[0] for name, turn in each.items()}
             found.append(Round(prefill, {name: turn[1] for name, turn in each.items()}))
