@@ -7,8 +7,18 @@ import pytest
 import torch
 
 from bitsweep import data as data_module
-from bitsweep.artifacts import Artifacts
-from bitsweep.data import Data, Reference, TextSource, check_calibration, make, stream, windows
+from bitsweep.artifacts import Artifacts, digest
+from bitsweep.data import (
+    Data,
+    Keys,
+    Reference,
+    TextSource,
+    check_calibration,
+    make,
+    make_text,
+    stream,
+    windows,
+)
 from bitsweep.errors import UserError
 
 TEXT = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. " * 8
@@ -136,13 +146,44 @@ def test_a_yaml_becomes_texts_tasks_and_questions():
     [
         ({"windw": 3}, "windw"),
         ({"texts": {"a": {"path": "a.txt", "fold": True}}}, "fold"),
-        ({"texts": {"a": {"path": None}}}, "data.path=FILE"),
+        (
+            {"texts": {"a": {"path": None}}},
+            r"^data\.texts\.a\.path=null: .*give data\.texts\.a\.path=",
+        ),
+        ({"texts": {"a": {"path": 5}}}, r"^data\.texts\.a\.path=5: takes text"),
+        ({"calibration": "a.txt"}, r"^data\.calibration=a\.txt: .*data\.calibration\.path=a\.txt"),
         ({"window": "long"}, "window"),
     ],
 )
 def test_a_mistake_in_a_yaml_names_its_key(config, message):
     with pytest.raises(UserError, match=message):
         make("mine", config)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "calibrating"),
+    [
+        ("text", "data.path", "data.calibration_path"),
+        ("mine", "data.texts.a.path", "data.calibration.path"),
+    ],
+)
+def test_what_is_wrong_within_a_file_names_the_key_that_gave_it(
+    tmp_path, artifacts, name, key, calibrating
+):
+    path = tmp_path / "empty.txt"
+    path.write_text(" ", encoding="utf-8")
+    data = make(name, {"texts": {"a": {"path": str(path)}}, "calibration": {"path": str(path)}})
+    for source, named in ((data.texts["a"], key), (data.calibration, calibrating)):
+        with pytest.raises(UserError, match=rf"^{named}={path}: the text .* is empty"):
+            source.text(artifacts)
+
+
+def test_a_texts_keys_are_no_part_of_what_it_is(artifacts):
+    config = {"path": "org/name", "split": "test"}
+    typed, bare = make_text("w", config, Keys("data.texts.w")), TextSource("w", **config)
+    assert typed == bare
+    assert typed.identity(artifacts) == bare.identity(artifacts)
+    assert digest(typed) == digest(bare)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from bitsweep.artifacts import Artifacts
-from bitsweep.data.sources import Item, TaskSet, TextSource
+from bitsweep.data.places import Keys
+from bitsweep.data.sources import Item, TaskSet, TextSource, keyed
 from bitsweep.errors import UserError
 
 
@@ -88,6 +89,10 @@ def test_the_generated_text_is_the_same_from_the_cache(tmp_path):
         ("a.jsonl", "Once upon a time\n", {}, "line 1 of a is not JSON"),
         ("a.jsonl", '{"text": "one"}\n\n{"text": two}\n', {}, "line 3 of a is not JSON"),
         ("a.json", '[{"text": "one"},\n{"text": two}]', {}, "line 2 of a is not JSON"),
+        ("a.json", "5", {}, "no list of objects"),
+        ("a.jsonl", '{"text": "one"}\n{"text": null}\n', {}, "a row with null there; takes text"),
+        ("a.jsonl", '{"text": 5}\n', {}, "a row with 5 there; takes text"),
+        ("a.csv", "story\none,two\n", {}, "field=text: .* it has story, None"),
     ],
 )
 def test_what_can_not_be_read_is_one_line(tmp_path, memory, name, content, options, message):
@@ -97,6 +102,35 @@ def test_what_can_not_be_read_is_one_line(tmp_path, memory, name, content, optio
     with pytest.raises(UserError, match=message) as caught:
         TextSource("a", str(path), **options).text(memory)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"reference": "a"}, r"^data\.tasks\.t\.prompt=prompt: .* it has reference"),
+        ({"prompt": "p", "reference": 5}, r"^data\.tasks\.t\.reference=reference: .* with 5 there"),
+        ({"prompt": "p", "reference": None}, "with null there"),
+        ({"prompt": "p", "reference": []}, r"with \[\] there"),
+        ({"prompt": "p", "reference": ["a", 5]}, "takes text"),
+    ],
+)
+def test_a_row_that_is_no_item_names_the_tasks_key(tmp_path, memory, line, message):
+    path = write(tmp_path / "t.jsonl", json.dumps(line))
+    with pytest.raises(UserError, match=message):
+        keyed(TaskSet("t", path), Keys("data.tasks.t")).items(memory)
+
+
+@pytest.mark.parametrize("options", [{"rows": 0}, {"rows": -1}, {"max_chars": -5}])
+def test_a_number_of_rows_or_characters_is_from_one(tmp_path, options):
+    path = write(tmp_path / "a.txt", "some words")
+    with pytest.raises(UserError, match="takes a whole number from 1"):
+        TextSource("a", path, **options).check()
+
+
+def test_a_table_may_begin_with_a_mark_of_byte_order_and_hold_a_book(tmp_path, memory):
+    book = "word " * 40_000
+    path = write(tmp_path / "a.csv", f'\ufefftext\n"{book}"\n')
+    assert TextSource("a", path).text(memory) == book
 
 
 def test_bytes_that_are_not_utf8_are_refused(tmp_path, memory):

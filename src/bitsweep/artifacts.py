@@ -28,7 +28,7 @@ MEMORY_CAP_BYTES = 4 * 2**30
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON types: dataclasses become dicts that also name their class's fields."""
+    """``value`` as JSON types: dataclasses become dicts of the fields that are compared."""
     if value is None or isinstance(value, (str, int, bool)):
         return value
     if isinstance(value, float):
@@ -42,7 +42,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, (set, frozenset)):
         return sorted(plain(item) for item in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        named = (item.name for item in dataclasses.fields(value) if item.compare)
+        return {name: plain(getattr(value, name)) for name in named}
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no canonical form")

@@ -135,17 +135,8 @@ def check(job: Job, artifacts: Artifacts) -> None:
                 f"{point.columns()['label']} on; give data.calibration_path=FILE"
             )
         if not isinstance(point.calibration.source, RandomTokens):
-            point.calibration.source.check(_calibration_key(point))
+            point.calibration.source.check()
             check_calibration(point.calibration.source, point.data, artifacts)
-
-
-def _calibration_key(point: Point) -> str:
-    """Which key the path of the calibration's text came from."""
-    from bitsweep.data import OWN_TEXT
-
-    if point.calibration.source != point.data.calibration:
-        return "calibration.source.path"
-    return "data.calibration_path" if point.data.name == OWN_TEXT else "data.calibration.path"
 
 
 def check_folder(folder: Path, key: str) -> None:
@@ -368,7 +359,7 @@ def _policy(name: str, value: Mapping[str, Any], plugins: Sequence[str]) -> Any:
 def _calibration(name: str, value: Mapping[str, Any], data: Data) -> CalibrationSpec:
     from bitsweep.calibration import CalibrationSpec, RandomTokens
     from bitsweep.calibration.windows import CHOICES
-    from bitsweep.data import TextSource, make_text
+    from bitsweep.data import Keys, TextSource, make_text
 
     known = ("source", "windows", "window", "seed", "choice")
     for key in value:
@@ -384,7 +375,7 @@ def _calibration(name: str, value: Mapping[str, Any], data: Data) -> Calibration
                 f"calibration.source={show(given)}: takes {RandomTokens.name}, or a text: "
                 "calibration=text calibration.source.path=FILE"
             )
-        source = make_text(name, given)
+        source = make_text(name, given, Keys("calibration.source"))
     else:
         source = data.calibration or TextSource("none", path="")  # check() asks who needs one
     rest = {key: item for key, item in value.items() if key != "source"}

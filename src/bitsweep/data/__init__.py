@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bitsweep import pace
 from bitsweep.artifacts import Artifacts
-from bitsweep.data.sources import Item, TaskSet, TextSource
+from bitsweep.data.places import Keys
+from bitsweep.data.sources import Item, TaskSet, TextSource, keyed
 from bitsweep.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Data",
     "Item",
+    "Keys",
     "Reference",
     "TaskSet",
     "TextSource",
@@ -70,8 +72,8 @@ class Data:
         """Raise UserError for anything missing or unusable, reading no text; before a sweep."""
         from bitsweep.data import questions
 
-        for name, text in self.texts.items():
-            text.check("data.path" if self.name == OWN_TEXT else f"data.texts.{name}.path")
+        for text in self.texts.values():
+            text.check()
         for task in self.tasks.values():
             task.check()
         if self.bos not in ("none", "stream"):
@@ -104,31 +106,46 @@ def make(name: str, config: Mapping[str, Any]) -> Data:
     Raises:
         UserError: an unknown key, a wrong type, a text without a path; the message names the key.
     """
-    from bitsweep.typed import build
+    from bitsweep.typed import build, show
 
     values = {key: value for key, value in config.items() if key not in (*SHORTHANDS, "name")}
+    own, other = ("data.path", "data.calibration_path") if name == OWN_TEXT else ("", "")
+    keys = Keys("data.calibration", other)
     calibration = values.pop("calibration", None) or {}
-    texts = {key: make_text(key, text) for key, text in _named("texts", values).items()}
-    tasks = {
-        key: build(TaskSet, f"data.tasks.{key}", {"name": key, **task})
-        for key, task in _named("tasks", values).items()
+    if not isinstance(calibration, Mapping):
+        given = show(calibration)
+        raise UserError(
+            f"data.calibration={given}: takes a mapping; write {keys.of('path')}={given}"
+        )
+    texts = {
+        key: make_text(key, text, Keys(f"data.texts.{key}", own))
+        for key, text in _named("texts", values).items()
     }
+    tasks = {}
+    for key, task in _named("tasks", values).items():
+        where = f"data.tasks.{key}"
+        tasks[key] = keyed(build(TaskSet, where, {"name": key, **task}), Keys(where))
     data = build(Data, "data", {"name": name, **values})
     return dataclasses.replace(
         data,
         texts=texts,
         tasks=tasks,
-        calibration=make_text(name, calibration) if calibration.get("path") else None,
+        calibration=make_text(name, calibration, keys) if calibration.get("path") else None,
     )
 
 
-def make_text(name: str, config: Mapping[str, Any]) -> TextSource:
-    """A TextSource from plain values; ``name`` holds where they give none of their own."""
-    from bitsweep.typed import build
+def make_text(name: str, config: Mapping[str, Any], keys: Keys) -> TextSource:
+    """A TextSource from plain values; ``name`` holds where they give none of their own.
 
+    ``keys`` say where a user types them.
+    """
+    from bitsweep.typed import build, fit
+
+    key = keys.of("path")
     if config.get("path") is None:
-        raise UserError(f"path=null: the text {name} needs a file; give data.path=FILE")
-    return build(TextSource, f"the text {name}: ", {"name": name, **config})
+        raise UserError(f"{key}=null: the text {name} needs a file; give {key}=FILE")
+    values = {"name": name, **config, "path": fit(key, config["path"], str)}
+    return keyed(build(TextSource, keys.where, values), keys)
 
 
 def _named(key: str, values: dict[str, Any]) -> Mapping[str, Mapping[str, Any]]:

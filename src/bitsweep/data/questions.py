@@ -20,7 +20,7 @@ from typing import Any
 from bitsweep.artifacts import Artifacts, digest, file_digest
 from bitsweep.compose import conf_dir
 from bitsweep.data import Data
-from bitsweep.data.sources import PACKAGE, table_rows
+from bitsweep.data.places import PACKAGE, Keys, Place, table_rows
 from bitsweep.errors import UserError
 
 Rows = list[Mapping[str, Any]]
@@ -61,8 +61,9 @@ def local_rows(name: str, path: Path, data: Data, artifacts: Artifacts) -> dict[
         UserError: the file is missing, or lies in a ``data.tasks_dir`` that is not given.
     """
     count = (_yaml(path).get("metadata") or {}).get("rows")
+    keys = Keys(f"{path}: metadata", f"{path}: data_files")
     return {
-        split: table_rows(name, _located(name, file, data), count, artifacts)
+        split: table_rows(Place(name, _located(name, file, data), keys), count, artifacts)
         for split, file in _files(path).items()
     }
 

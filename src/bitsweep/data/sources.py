@@ -1,33 +1,20 @@
-"""Where texts and task sets are read from: files, the hub, or the package's own generator.
-
-One rule tells the three apart: ``pkg:reference/NAME`` is generated, a path with a ``split`` is a
-hub data set, everything else is a file. Nothing here knows a model.
-"""
+"""Texts and task sets as a data YAML names them, and what is read of them."""
 
 from __future__ import annotations
 
-import csv
+import dataclasses
 import hashlib
-import io
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from bitsweep.artifacts import Artifacts, digest, file_digest, plain
-from bitsweep.errors import UserError
+from bitsweep.artifacts import Artifacts, digest, plain
+from bitsweep.data.places import Keys, Place, Row, generated_text, table_rows
 
-PACKAGE = "pkg:reference/"
-GENERATED_TEXTS = {
-    "evaluation": ("evaluation", "in"),
-    "out_of_domain": ("evaluation", "out"),
-    "calibration": ("calibration", "in"),
-    "calibration_out_of_domain": ("calibration", "out"),
-}
-GENERATED_ITEMS = ("translation", "description", "summary", "questions")
+ROUGE = ("words", "unicode", "characters")
+BLEU = ("13a", "zh", "char", "intl", "ja-mecab", "none")
 
 
 @dataclass(frozen=True)
@@ -52,13 +39,17 @@ class TextSource:
     join: str = "\n\n"
     fold_newlines: bool = False
     max_chars: int | None = None
+    keys: Keys = dataclasses.field(default=Keys(), init=False, repr=False, compare=False)
 
-    def check(self, key: str = "path") -> None:
-        """Raise UserError for a file that is not there, without reading anything.
+    @property
+    def place(self) -> Place:
+        return Place(self.name, self.path, self.keys, self.split)
 
-        ``key`` is the one that the path came from, for the message.
-        """
-        check_path(self.name, self.path, self.split, key)
+    def check(self) -> None:
+        """Raise UserError for a file that is not there and numbers that are none, unread."""
+        self.place.check()
+        self.place.check_number("rows", self.rows)
+        self.place.check_number("max_chars", self.max_chars)
 
     def text(self, artifacts: Artifacts) -> str:
         """The whole text, read once a process.
@@ -85,28 +76,28 @@ class TextSource:
         return all(getattr(self, key) == getattr(other, key) for key in keys)
 
     def _where(self) -> dict[str, Any]:
-        file = is_file(self.path, self.split)
-        content = content_digest(self.name, self.path) if file else None
-        return {"source": self, "content": content}
+        return {"source": self, "content": self.place.content()}
 
     def _read(self, artifacts: Artifacts) -> str:
-        if self.path.startswith(PACKAGE):
-            text = _generated_text(self, artifacts)
-        elif is_file(self.path, self.split) and not is_table(self.path):
-            text = _decoded(self.name, self.path)
+        place = self.place
+        if place.is_generated:
+            text = generated_text(place, self.rows, artifacts)
+        elif place.is_file and not place.is_table:
+            text = place.text()
         else:
             text = self.join.join(self._fields())
         if self.fold_newlines:
             text = re.sub("\n+", "\n", text)
         text = text[: self.max_chars]
         if not text.strip():
-            raise UserError(f"path={self.path}: the text {self.name} is empty; give another file")
+            raise place.mistake(f"the text {self.name} is empty; give another file")
         return text
 
     def _fields(self) -> Iterator[str]:
-        rows = hub_rows(self) if self.split is not None else file_rows(self.name, self.path)
+        place = self.place
+        rows = hub_rows(self) if self.split is not None else place.rows()
         for row in islice(rows, self.rows):
-            yield _field(row, self.field, self.name, self.path)
+            yield place.word(row, "field", self.field)
 
 
 @dataclass(frozen=True)
@@ -140,34 +131,40 @@ class TaskSet:
     stop: str | None = "\n"
     bleu_tokenize: str = "13a"
     rouge: str = "words"
+    keys: Keys = dataclasses.field(default=Keys(), init=False, repr=False, compare=False)
+
+    @property
+    def place(self) -> Place:
+        return Place(self.name, self.path, self.keys)
 
     def check(self) -> None:
-        """Raise UserError for a missing file or an unknown way to split words."""
-        check_path(self.name, self.path, None, f"data.tasks.{self.name}.path")
-        if self.rouge not in ("words", "unicode", "characters"):
-            raise UserError(
-                f"data.tasks.{self.name}.rouge={self.rouge}: use words, unicode or characters"
-            )
-        if self.bleu_tokenize not in ("13a", "zh", "char", "intl", "ja-mecab", "none"):
-            raise UserError(
-                f"data.tasks.{self.name}.bleu_tokenize={self.bleu_tokenize}: "
-                "use 13a, zh, char, intl, ja-mecab or none"
-            )
+        """Raise UserError for a missing file, or an option that is none."""
+        self.place.check()
+        self.place.check_number("rows", self.rows)
+        self.place.check_number("max_new_tokens", self.max_new_tokens)
+        for name, known in (("rouge", ROUGE), ("bleu_tokenize", BLEU)):
+            if getattr(self, name) not in known:
+                raise self.place.mistake(f"use {', '.join(known)}", name, getattr(self, name))
 
     def items(self, artifacts: Artifacts) -> list[Item]:
         """All items in the order of the file, equal prompts merged."""
-        rows = table_rows(self.name, self.path, self.rows, artifacts)
+        place = self.place
         merged: dict[str, list[str]] = {}
-        for row in rows:
-            prompt = self.template.replace(
-                "{prompt}", str(_field(row, self.prompt, self.name, self.path))
-            )
-            answer = _field(row, self.reference, self.name, self.path)
-            merged.setdefault(prompt, []).extend([answer] if isinstance(answer, str) else answer)
+        for row in table_rows(place, self.rows, artifacts):
+            asked = str(place.column(row, "prompt", self.prompt))
+            prompt = self.template.replace("{prompt}", asked)
+            merged.setdefault(prompt, []).extend(self._answers(row))
         if not merged:
-            raise UserError(f"path={self.path}: the task set {self.name} has no items")
+            raise place.mistake(f"the task set {self.name} has no items")
         items = [Item(prompt, tuple(references)) for prompt, references in merged.items()]
-        return items if self.path.startswith(PACKAGE) else items[: self.rows]
+        return items if place.is_generated else items[: self.rows]
+
+    def _answers(self, row: Row) -> list[str]:
+        """One or several; a number is none."""
+        answers = self.place.column(row, "reference", self.reference)
+        if isinstance(answers, list) and answers and all(isinstance(each, str) for each in answers):
+            return answers
+        return [self.place.word(row, "reference", self.reference)]
 
     def identity(self, artifacts: Artifacts) -> dict[str, Any]:
         """Hash of the items, and how texts are generated and split."""
@@ -176,61 +173,16 @@ class TaskSet:
         return {"sha256": items, **{key: getattr(self, key) for key in options}}
 
 
-# ------------------------------------------------------------------------------------ tables
+S = TypeVar("S", TextSource, TaskSet)
 
 
-def table_rows(
-    name: str, path: str, count: int | None, artifacts: Artifacts
-) -> list[Mapping[str, Any]]:
-    """Rows of a table file or of a generated set (``count`` items of it)."""
-    if not path.startswith(PACKAGE):
-        key = {"path": path, "content": content_digest(name, path)}
-        return artifacts.remember("table", key, lambda: list(file_rows(name, path)))
-    kind = _generated_name(name, path, GENERATED_ITEMS)
-    if count is None:
-        raise UserError(f"rows=null: {path} is endless; give {name} a number of rows")
-
-    def make() -> list[Mapping[str, Any]]:
-        from bitsweep.reference import text as generator
-
-        if kind == "questions":
-            return [dict(row) for row in generator.questions("evaluation", count)]
-        items = generator.task_items(kind, "evaluation", count)  # type: ignore[arg-type]
-        return [{"prompt": item["prompt"], "reference": item["target"]} for item in items]
-
-    return artifacts.get("generated", {**_generator(), "what": kind, "count": count}, make)
+def keyed(source: S, keys: Keys) -> S:
+    """``source``, just made, whose mistakes are told by ``keys``: they identify nothing."""
+    object.__setattr__(source, "keys", keys)
+    return source
 
 
-def file_rows(name: str, path: str) -> Iterator[Mapping[str, Any]]:
-    """Rows of a ``.jsonl``, ``.json`` (a list) or ``.csv`` file.
-
-    Only a newline ends a line: U+2028 and its like may stand inside a string of JSON.
-    """
-    text = _decoded(name, path)
-    suffix = Path(path).suffix
-    if suffix == ".csv":
-        yield from csv.DictReader(io.StringIO(text, newline=""))
-        return
-    if suffix == ".json":
-        yield from _json(text, 1, name, path)
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield _json(line, number, name, path)
-
-
-def _json(text: str, line: int, name: str, path: str) -> Any:
-    """The value of ``text``, which begins at ``line`` of the file."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"path={path}: line {line + error.lineno - 1} of {name} is not JSON ({error.msg}); "
-            "one object a line, or use a .txt file"
-        ) from error
-
-
-def hub_rows(source: TextSource) -> Iterator[Mapping[str, Any]]:
+def hub_rows(source: TextSource) -> Iterator[Row]:
     """Rows of a hub data set.
 
     Raises:
@@ -249,83 +201,8 @@ def hub_rows(source: TextSource) -> Iterator[Mapping[str, Any]]:
         )
     except Exception as error:
         what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise UserError(
-            f"path={source.path}: the data set {source.name} can not be read from the hub "
+        raise source.place.mistake(
+            f"the data set {source.name} can not be read from the hub "
             f"({what[:160]}); connect once so that it is cached, or use a file: data=text "
             "data.path=FILE"
         ) from error
-
-
-# ------------------------------------------------------------------------------------ paths
-
-
-def is_file(path: str, split: str | None) -> bool:
-    return split is None and not path.startswith(PACKAGE)
-
-
-def is_table(path: str) -> bool:
-    return Path(path).suffix in (".jsonl", ".json", ".csv")
-
-
-def check_path(name: str, path: str, split: str | None, key: str = "path") -> None:
-    """Raise UserError when ``path`` is a file that can not be there."""
-    if is_file(path, split) and not Path(path).is_file():
-        raise UserError(
-            f"{key}={path}: no such file for {name}; give an existing .txt, .jsonl or .csv file "
-            "(a hub data set needs a split as well)"
-        )
-
-
-def content_digest(name: str, path: str) -> str:
-    check_path(name, path, None)
-    return file_digest(path)
-
-
-def _decoded(name: str, path: str) -> str:
-    check_path(name, path, None)
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"path={path}: {name} is not UTF-8 ({error.reason}); convert it") from error
-
-
-def _field(row: Mapping[str, Any], field: str, name: str, path: str) -> Any:
-    try:
-        return row[field]
-    except (KeyError, TypeError) as error:
-        have = ", ".join(row) if isinstance(row, Mapping) else type(row).__name__
-        raise UserError(
-            f"field={field}: {name} ({path}) has no such field; it has {have}"
-        ) from error
-
-
-# ------------------------------------------------------------------------------------ generator
-
-
-def _generated_text(source: TextSource, artifacts: Artifacts) -> str:
-    kind = _generated_name(source.name, source.path, tuple(GENERATED_TEXTS))
-    if source.rows is None:
-        raise UserError(f"rows=null: {source.path} is endless; give a number of documents")
-    count = source.rows
-
-    def make() -> str:
-        from bitsweep.reference import text as generator
-
-        split, domain = GENERATED_TEXTS[kind]
-        return generator.text(split, count, domain)  # type: ignore[arg-type]
-
-    return artifacts.get("generated", {**_generator(), "what": kind, "count": count}, make)
-
-
-def _generated_name(name: str, path: str, known: tuple[str, ...]) -> str:
-    kind = path.removeprefix(PACKAGE)
-    if kind not in known:
-        raise UserError(f"path={path}: unknown for {name}; use {PACKAGE}{{{','.join(known)}}}")
-    return kind
-
-
-def _generator() -> dict[str, str]:
-    """The generator's own code names what it makes."""
-    from bitsweep.reference import text as generator
-
-    return {"generator": file_digest(str(generator.__file__))}
