@@ -22,8 +22,9 @@ demo: install  ## sweep 24 points of the embedded model, then table, front and p
 	rm -rf .demo
 	$(BIN)/bitsweep sweep demo probes=quick results_dir=.demo
 
-test: install  ## all tests
-	$(BIN)/python -m pytest
+# a file stays with one worker: its model is loaded once; more than four would want much memory
+test: install  ## all tests, a few files at once
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .
