@@ -39,7 +39,8 @@ bitsweep plan NAME [KEY=VALUE ...]    the points of an experiment
 bitsweep plan KEY=A,B ...             the points of run -m
 
 One line a point: to run, done, refused with the reason, or merged with an equal one; the cost is
-guessed from earlier Records. Runs nothing, writes nothing.""",
+guessed from earlier Records. Runs nothing, writes nothing.
+--config-dir FOLDER   groups of your own, beside ours""",
     "report": """\
 bitsweep report NAME [NAME ...] [--results-dir FOLDER]
 
@@ -92,6 +93,7 @@ Limits, all of which must hold (none at all: --keep 0.99):
 --best size|quality|speed|memory   what ranks those that pass. Without it: the smallest file where
                       quality is limited, else the best quality, else the fastest
 --model, --method NAME[,NAME], --where COLUMN=VALUE[,VALUE]   only these points
+--top N, --json       how many points are shown; the same answer for a script
 
 Exit code 0 where a point passes, 1 where none does, 2 for mistakes. More: docs/recommend.md""",
     "show": """\
@@ -123,6 +125,7 @@ AXIS_NOTES = {
     "bits": "per weight, 2 to 8 for int",
     "group_size": "32, 64, 128 ...; -1 per output channel, 0 per tensor",
     "symmetric": "true, false",
+    "scale_dtype": "float16, float32, power_of_two; nvfp4 has its own",
     "seed": "of everything that is drawn",
 }
 
