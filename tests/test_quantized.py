@@ -44,6 +44,7 @@ def test_codes_and_parameters_come_back_bit_for_bit(model, tmp_path, case, conta
     theirs = back(tmp_path / "out")
     assert theirs.plan is not None
     assert theirs.plan.layers.keys() == ours.plan.layers.keys()
+    assert theirs.parameters == model.parameters
     for name, planned in ours.plan.layers.items():
         one, other = ours.get(name).quant, theirs.get(name).quant
         assert theirs.plan.layers[name].weight == other.spec == one.spec

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from bitsweep.linear import Quantized
 from bitsweep.models.offload import visiting
 from bitsweep.models.roles import Anatomy
 from bitsweep.models.source import Layer, ModelSource
@@ -65,8 +66,10 @@ class Model:
 
     @property
     def parameters(self) -> int:
-        """How many parameters the checkpoint has; a tied head counts once."""
-        return sum(parameter.numel() for parameter in self.module.parameters())
+        """How many parameters the checkpoint has, packed or not; a tied head counts once."""
+        packed = {id(m.quant): m.quant for m in self.module.modules() if isinstance(m, Quantized)}
+        floating = sum(parameter.numel() for parameter in self.module.parameters())
+        return floating + sum(quant.shape.numel() for quant in packed.values())
 
     @property
     def max_positions(self) -> int:
