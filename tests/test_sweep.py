@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shlex
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from desk import Desk, lay
+from omegaconf import DictConfig
 
 import bitsweep
 from bitsweep import cli, compose
 from bitsweep.errors import UserError
 from bitsweep.methods.rtn import RTN
-from bitsweep.sweep import Session, launch
+from bitsweep.sweep import Outcome, Session, launch
 
 GRID = "grids:\n  - {method: [rtn, hqq], bits: [3, 4], symmetric: [true, false]}\n"
 
@@ -64,6 +66,24 @@ def test_a_second_sweep_launches_nothing(desk: Desk) -> None:
     assert fates(again) == {"done": 2}
     assert again.outcomes == []
     assert [path.read_bytes() for path in desk.records("adhoc")] == before
+
+
+class Elsewhere(Session):
+    """Runs each point in a copy of itself, as a launcher's processes do, and hears nothing."""
+
+    def __call__(self, task_config: DictConfig) -> Outcome:
+        return Session.__call__(pickle.loads(pickle.dumps(self)), task_config)
+
+
+def test_a_point_in_another_process_knows_its_number_and_is_counted_when_that_is_stopped(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = launch(desk.overrides("bits=2,3,4", "group_size=64,48"), Elsewhere())
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert [line.partition(" ")[0] for line in lines] == ["[1/3]", "[2/3]", "[3/3]"]
+    assert not any("left" in line for line in lines)
+    session.outcomes.clear()
+    assert session.finished == 3
 
 
 def test_force_measures_again(desk: Desk) -> None:

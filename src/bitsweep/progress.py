@@ -19,15 +19,19 @@ REDRAW_S, SAY_S = 0.25, 30.0
 
 
 class Progress:
-    """Counts points and guesses the time that is left from those of this launch."""
+    """Says which of the points this is and guesses the time that is left from those before it.
+
+    A launcher's processes know which point they have, not how far the others are: they guess none.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
 
         self.console = Console(highlight=False, soft_wrap=True, markup=False)
         self.total = 1
-        self.ended = 0
         self.before = 0
+        self.alone = True
+        self._number: int | None = 1
         self._status: Any = None
         self._label = self._stage = ""
         self._said = time.perf_counter()
@@ -35,7 +39,7 @@ class Progress:
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process prints to its own console, without a live line."""
-        return {"total": self.total, "before": self.before}
+        return {"total": self.total, "before": self.before, "alone": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
@@ -58,9 +62,9 @@ class Progress:
             self.console.print(f"{reason}  ({labels[0]}{others})")
         self._began = time.perf_counter()
 
-    def start(self, label: str) -> None:
-        """A point starts."""
-        self._label, self._said = label, time.perf_counter()
+    def start(self, label: str, number: int | None = 1) -> None:
+        """A point starts, the ``number``-th that is launched; None where that is not known."""
+        self._label, self._number, self._said = label, number, time.perf_counter()
         if self.console.is_terminal:
             self._status = self.console.status(self._counter(label))
             self._status.start()
@@ -91,13 +95,11 @@ class Progress:
         if self._status is not None:
             self._status.stop()
             self._status = None
-        counter = self._counter(outcome.label)
-        self.ended += 1
-        left = self.total - self.before - self.ended
-        parts = [counter, *result(outcome), duration(wall_s)]
-        if left > 0:
-            mean = (time.perf_counter() - self._began) / self.ended
-            parts.append(f"(about {duration(mean * left)} left)")
+        parts = [self._counter(outcome.label), *result(outcome), duration(wall_s)]
+        if self._number is not None and self.alone:
+            left = self.total - self.before - self._number
+            mean = (time.perf_counter() - self._began) / self._number
+            parts += [f"(about {duration(mean * left)} left)"] * (left > 0)
         self.console.print("  ".join(parts))
 
     def warn(self, line: str) -> None:
@@ -111,7 +113,9 @@ class Progress:
             self._status = None
 
     def _counter(self, label: str) -> str:
-        return f"[{self.before + self.ended + 1}/{self.total}] {label}"
+        if self._number is None:
+            return label
+        return f"[{self.before + self._number}/{self.total}] {label}"
 
 
 def result(outcome: Outcome) -> list[str]:

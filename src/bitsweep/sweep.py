@@ -262,26 +262,30 @@ class Session:
 
         hydra = HydraConfig.get()
         overrides = [str(item) for item in hydra.overrides.task]
+        number = 0
         for candidate in self.candidates:
+            number += candidate.fate == "run"
             if candidate.overrides == overrides:
-                return self._or_halt(candidate)
+                return self._or_halt(candidate, number)
         values = OmegaConf.to_container(task_config, resolve=True)
         taken = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
         assert isinstance(values, dict)
         plain = {str(key): value for key, value in values.items()}
         job = config.parse(plain, taken, _command(overrides, self.config_dir))
-        return self._or_halt(Candidate(overrides, job, "run"))  # another sweeper's: not surveyed
+        candidate = Candidate(overrides, job, "run")  # another sweeper's: not surveyed
+        return self._or_halt(candidate, None)
 
-    def _or_halt(self, candidate: Candidate) -> Outcome:
+    def _or_halt(self, candidate: Candidate, number: int | None) -> Outcome:
         try:
-            return self.execute(candidate)
+            return self.execute(candidate, number)
         except OSError as error:
             raise Halt(error) from error
 
-    def execute(self, candidate: Candidate, alone: bool = False) -> Outcome:
+    def execute(self, candidate: Candidate, number: int | None = 1, alone: bool = False) -> Outcome:
         """Run the missing Records of one valid point, mirror them, print its line.
 
-        ``alone``: what went wrong by the user's mistake is the caller's to say.
+        ``number`` of those that are launched, if that is known. ``alone``: what went wrong by the
+        user's mistake is the caller's to say.
         """
         from bitsweep.run import execute
 
@@ -292,7 +296,7 @@ class Session:
         run_ids = () if prepared is None else prepared.run_ids.values()
         new = {run_id for run_id in run_ids if job.force or not store.done(run_id)}
         started = time.perf_counter()
-        self.progress.start(label)
+        self.progress.start(label, number)
         try:
             with pace.heard(self.progress.step):
                 records = execute(
@@ -343,6 +347,19 @@ class Session:
         """Show the trackers what the sweep ended in."""
         if self.candidates:
             self._mirror(self.candidates[0].job).report(report)
+
+    @property
+    def finished(self) -> int:
+        """Points of this launch that have ended; a launcher's processes tell when all have, so
+        until then the Records on disk do."""
+        if self.outcomes:
+            return len(self.outcomes)
+        launched = [c for c in self.candidates if c.fate == "run" and not c.job.force]
+        return sum(
+            all(Store(c.job.point.folder).done(run_id) for run_id in c.prepared.run_ids.values())
+            for c in launched
+            if c.prepared is not None
+        )
 
     @property
     def failed(self) -> list[Outcome]:

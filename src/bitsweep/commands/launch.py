@@ -143,7 +143,7 @@ def _sweep(overrides: list[str], config_dir: str | None, command: str) -> int:
         _report(session, command)
     except (KeyboardInterrupt, OSError) as stopped:
         session.progress.close()
-        done, code, why = len(session.outcomes), cli.STOPPED, "stopped"
+        done, code, why = session.finished, cli.STOPPED, "stopped"
         if isinstance(stopped, OSError):
             code, why = cli.MISTAKE, refused_by_machine(stopped) or ""
             if not done or not why:
