@@ -95,6 +95,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["show", "abc"], "show abc: give at least 4 digits"),
         (["show", "abcd"], "show abcd: no such Record below results"),
         (["report", "nothing"], "report nothing: no Records in results/nothing"),
+        (["report", "x", "results_dir=y"], "results_dir=y: report has no such key; write --resul"),
         (["-sc"], "-sc: takes install=bash"),
     ],
 )

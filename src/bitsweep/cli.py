@@ -30,6 +30,8 @@ VERBS = {
     "list": ("look", "methods, formats, policies, models, probes, experiments ..."),
     "doctor": ("doctor", "versions, devices, kernels, tracker, disk, caches"),
 }
+READERS = ("report", "paper", "publish", "recommend", "show")
+"""Of Records: they take no ``results_dir=``, which a sweep does, but ``--results-dir``."""
 OK, MISTAKE, FAILED, STOPPED = 0, 2, 3, 130
 
 
@@ -87,6 +89,10 @@ def _verb(argv: list[str]) -> int:
     if any(item in ("-h", "--help") for item in rest):
         print(helptext.of(verb))
         return OK
+    for word in rest if verb in READERS else ():
+        if word.startswith("results_dir="):
+            place = shlex.quote(word.partition("=")[2])
+            raise UserError(f"{word}: {verb} has no such key; write --results-dir {place}")
     module = importlib.import_module(f"bitsweep.commands.{VERBS[verb][0]}")
     code: int = getattr(module, verb if verb != "list" else "list_")(rest)
     return code

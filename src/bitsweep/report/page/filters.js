@@ -64,7 +64,7 @@ function filters() {
       : null;
   const open = $("filters").querySelector("details")?.open;
   const one = models();
-  const main = [...SIDES, ...(accepting() ? ["accepted"] : [])].map(axis =>
+  const main = SIDES.map(axis =>
     axis !== "model"
       ? facet(axis)
       : one.length < 2
@@ -74,8 +74,10 @@ function filters() {
             one.map(m => chip(m, m === state.model, () => goTo({ model: m, facets: kept(m) }))),
           ),
   );
-  const rest = data.axes
-    .filter(axis => !SIDES.includes(axis) && !["group_size", "misfit", "label"].includes(axis))
+  const others = data.axes.filter(
+    axis => !SIDES.includes(axis) && !["group_size", "misfit", "label"].includes(axis),
+  );
+  const rest = [...(accepting() ? ["accepted"] : []), ...others]
     .map(facet)
     .filter(Boolean);
   const pressed = Object.keys(state.facets).some(axis => !SIDES.includes(axis));
