@@ -49,10 +49,10 @@ def overrides(desk: Desk, *more: str) -> list[str]:
     return [item for item in desk.overrides(*more) if item != "probes.kl=null"]
 
 
-def planned(desk: Desk, *more: str):
+def planned(desk: Desk, *more: str, artifacts: Artifacts | None = None):
     asked = ("policy=budget", f"policy.options=[{','.join(map(str, OPTIONS))}]", *more)
     point = config.job(compose(overrides(desk, *asked)), "bitsweep run data=text").point
-    return prepare(point, Artifacts(None)).plan
+    return prepare(point, artifacts or Artifacts(None)).plan
 
 
 def scored(desk: Desk) -> dict[tuple[str, int], dict[str, float]]:
@@ -142,6 +142,26 @@ def test_the_command_of_a_refusal_makes_the_missing_scores(
     assert cli.dispatch(shlex.split(command)) == cli.OK
     asked = (*asked, "policy.average_bits=4.7", "experiment=after")
     assert cli.dispatch(["run", *overrides(desk, *asked)]) == cli.OK
+
+
+def test_a_folder_elsewhere_is_where_the_command_puts_the_scores(desk: Desk) -> None:
+    with pytest.raises(Refused, match=r" experiment=mine results_dir=other/place$"):
+        planned(desk, "policy.average_bits=3", "policy.scores=other/place/mine")
+
+
+def test_the_points_of_a_sweep_read_the_scores_once_unless_they_change(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    records = Store.records
+    monkeypatch.setattr(Store, "records", lambda store: reads.append(1) or records(store))
+    artifacts = Artifacts(None)
+    for average in (2.7, 3.0, 4.0):
+        planned(desk, f"policy.average_bits={average}", artifacts=artifacts)
+    assert len(reads) == 1
+    desk.records("sensitivity")[0].touch()
+    planned(desk, "policy.average_bits=3", artifacts=artifacts)
+    assert len(reads) == 2
 
 
 def test_a_score_that_no_record_has_is_refused_with_those_there(desk: Desk) -> None:

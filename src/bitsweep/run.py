@@ -76,7 +76,7 @@ def prepare(point: Point, artifacts: Artifacts) -> Prepared:
     reason = untrained(point)
     if reason is not None:
         raise Refused(reason)
-    plan = plan_for(point, reshaped(point, skeleton))
+    plan = plan_for(point, reshaped(point, skeleton), artifacts)
     source = dataclasses.replace(point.model, untie=point.model.untie or plan.untie)
     identity = {
         "checkpoint": skeleton.checkpoint,
@@ -264,7 +264,7 @@ def transformed(point: Point, model: Model, calibration: Calibration) -> tuple[M
     return model, calibration
 
 
-def plan_for(point: Point, model: Model) -> Plan:
+def plan_for(point: Point, model: Model, artifacts: Artifacts | None = None) -> Plan:
     """The Plan of this point for ``model`` (a skeleton will do), each spec as the method stores it.
 
     Raises:
@@ -287,6 +287,7 @@ def plan_for(point: Point, model: Model) -> Plan:
             resolve=point.method.resolve,
             columns=point.columns(),
             command=point.command,
+            artifacts=artifacts,
         )
         layers = {}
         for name, layer in plan.layers.items():

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from bitsweep.artifacts import Artifacts
 from bitsweep.errors import Refused
 from bitsweep.policies.audit import audit
 from bitsweep.policies.choice import Asked, Choice, Chooser, fit, fitting_groups, itself
@@ -45,6 +46,7 @@ def make(
     resolve: Callable[[QuantSpec], QuantSpec] = itself,
     columns: Mapping[str, Any] | None = None,
     command: str = "",
+    artifacts: Artifacts | None = None,
 ) -> Plan:
     """The Plan that ``policy`` makes for ``model``, where what it leaves open is the sweep's axes.
 
@@ -55,14 +57,15 @@ def make(
     ``per_channel`` gives that layer one scale a row, ``ragged`` lets its last group be smaller.
 
     ``resolve``, ``columns`` and ``command`` are the point's, for policies that look at Records:
-    see :class:`Asked`.
+    see :class:`Asked`, as for the sweep's ``artifacts``.
 
     Raises:
         UserError: the policy speaks of layers that this model does not have.
         Refused: a group does not fit, the policy parts a tied embedding from its head, or it
             needs Records that are not there.
     """
-    choice = policy.choose(model, Asked(axes, misfit, resolve, columns or {}, command))
+    shared = artifacts or Artifacts(None)
+    choice = policy.choose(model, Asked(axes, misfit, resolve, columns or {}, command, shared))
     _check_tied(policy, model, choice.specs)
     fitted, misfits = fit(choice.specs, model, misfit)
     layers = {

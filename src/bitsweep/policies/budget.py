@@ -27,6 +27,7 @@ from bitsweep.spec import PER_TENSOR, QuantSpec
 from bitsweep.store import Store
 
 if TYPE_CHECKING:
+    from bitsweep.artifacts import Artifacts
     from bitsweep.models import Model
 
 PREDICTED = (LOSS, "kl_mean")
@@ -99,7 +100,7 @@ class Budget:
             for unit in units
         ]
         stored = [[_stored(each, model, asked) for each in options] for options in specs]
-        known = scores(self._records(), asked.columns, model.checkpoint)
+        known = scores(self._records(asked.artifacts), asked.columns, model.checkpoint)
         name, values = self._scored(known, units, asked)
         weights = sum(self._weights(unit, model) for unit in units)
         budget = int(self.average_bits * weights)
@@ -149,8 +150,15 @@ class Budget:
     def _weights(self, unit: Unit, model: Model) -> int:
         return sum(_count(model, name) for name in _once(unit, model))
 
-    def _records(self) -> list[Record]:
-        return Store(self.scores).records() if Path(self.scores).is_dir() else []
+    def _records(self, artifacts: Artifacts) -> list[Record]:
+        """Those of ``scores``, read again only where a file of them has changed."""
+        folder = Path(self.scores, "records").absolute()
+        if not folder.is_dir():
+            return []
+        files = [(path.name, path.stat()) for path in sorted(folder.glob("*.json"))]
+        state = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
+        key = {"folder": folder, "files": state}
+        return artifacts.remember("scores", key, Store(self.scores).records)
 
     def _scored(
         self, known: Scores, units: list[Unit], asked: Asked
@@ -182,14 +190,16 @@ class Budget:
 
     def _command(self, asked: Asked) -> str:
         """The sweep that makes the scores, as the point's own command with another policy."""
-        ours = ("policy", "bits", "experiment", "force")
+        ours = ("policy", "bits", "experiment", "results_dir", "force")
         rest = [
             word
             for word in shlex.split(asked.command)[2:]
             if word.partition("=")[0].partition(".")[0] not in ours
         ]
         sweep = ["policy=only", f"policy.only={EACH}{self.by}", f"bits={self._options}"]
-        place = [f"experiment={Path(self.scores).name}"]
+        folder = Path(self.scores)
+        place = [f"experiment={folder.name}"]
+        place += [f"results_dir={folder.parent}"] * (folder.parent != Path("results"))
         if not any(word.startswith(("probes", "+experiments=")) for word in rest):
             sweep.append("probes=sensitivity")
         return shlex.join(["bitsweep", "run", "-m", *rest, *sweep, *place])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from bitsweep.artifacts import Artifacts
 from bitsweep.errors import Refused
 from bitsweep.spec import PER_CHANNEL, QuantSpec
 
@@ -25,7 +26,8 @@ class Asked:
 
     ``axes`` are the sweep's, for whatever the policy leaves open; ``misfit`` as in the
     configuration. ``resolve`` says what the method stores when asked for a spec, ``columns`` are
-    the point's, to find Records of its like, and ``command`` makes it.
+    the point's, to find Records of its like, and ``command`` makes it. ``artifacts`` keep what was
+    read for one point for the next.
     """
 
     axes: QuantSpec
@@ -33,6 +35,7 @@ class Asked:
     resolve: Callable[[QuantSpec], QuantSpec] = itself
     columns: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
+    artifacts: Artifacts = field(default_factory=lambda: Artifacts(None))
 
 
 @dataclass(frozen=True)
