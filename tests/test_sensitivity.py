@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import records
+from rich.console import Console
 
 from bitsweep import report
 from bitsweep.policies.sensitivity import readings, scores
@@ -115,6 +116,18 @@ def test_parts_are_rows_of_the_main_table_but_of_no_front_and_no_heat_map() -> N
     marks = front(table, "kl_mean/in_domain", "ppl/in_domain")
     assert set(marks[table["only"].notna()]) == {""}
     assert len(whole(table)) == len(table) - len(LOSSES)
+
+
+@pytest.mark.parametrize(("more", "best"), [([], False), (records.grid(), True)])
+def test_of_parts_alone_none_is_to_be_recommended(
+    tmp_path: Path, more: list[Record], best: bool
+) -> None:
+    store = Store(tmp_path / "demo")
+    for row in (records.record("full_precision", None), *parts(), *more):
+        store.put(replace(row, experiment="demo"), [])
+    console = Console(width=100, record=True)
+    report.summary(report.write(tmp_path / "demo"), console)
+    assert ("best   bitsweep recommend demo" in console.export_text()) is best
 
 
 def test_a_budget_stands_with_its_slack_and_what_was_measured() -> None:

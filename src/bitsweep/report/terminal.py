@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from bitsweep.point import FULL_PRECISION
 from bitsweep.report import labels, latency
 from bitsweep.report.estimate import timing_marks
 from bitsweep.report.labels import Row
@@ -80,9 +81,16 @@ def show(report: Report, console: Console | None = None, next_command: str = "")
     if report.figures:
         console.print(Text(f"front  {report.figures[0].with_suffix('.png')}"))
     console.print(Text(f"page   {report.page}"))
-    console.print(Text(f"best   {recommending(report)}"))
+    if any(_to_be_taken(row) for row in rows):
+        console.print(Text(f"best   {recommending(report)}"))
     if next_command:
         console.print(Text(f"next   {next_command}"))
+
+
+def _to_be_taken(row: Row) -> bool:
+    """Whether it is a whole quantized model, which alone is worth a recommendation."""
+    whole = row.get("only") is None and row["method"] != FULL_PRECISION
+    return whole and row["status"] == "ok"
 
 
 def recommending(report: Report) -> str:
