@@ -16,7 +16,13 @@ POINT = {"model": "tiny", "method": "rtn"}
 
 def record(run_id="a" * 64, status="ok", **more):
     return Record(
-        run_id=run_id, point_id="p", kind="quality", experiment="e", status=status, point=POINT, **more
+        run_id=run_id,
+        point_id="p",
+        kind="quality",
+        experiment="e",
+        status=status,
+        point=POINT,
+        **more,
     )
 
 
@@ -142,6 +148,13 @@ def test_the_collector_is_left_as_it_was(tmp_path):
         before = gc.isenabled()
         Store(tmp_path).records()
         assert gc.isenabled() is before
+
+
+def test_what_was_made_uncollected_is_not_looked_at_again(tmp_path):
+    Store(tmp_path).put(record(), [])
+    gc.enable()
+    (found,) = Store(tmp_path).records()
+    assert any(found is old for old in gc.get_objects(generation=2))
 
 
 def test_a_place_that_is_a_file_is_refused_before_any_work(tmp_path):

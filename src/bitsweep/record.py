@@ -57,10 +57,9 @@ class Metric:
 
     @classmethod
     def from_json(cls, name: str, value: Mapping[str, Any]) -> Metric:
-        given = {"value": None, **value}
-        if given.get("delta") is not None:
-            given["delta"] = Delta(**given["delta"])
-        return cls(name=name, **given)
+        if value.get("delta") is not None:
+            value = {**value, "delta": Delta(**value["delta"])}
+        return cls(name, **value) if "value" in value else cls(name, None, **value)
 
 
 @dataclass

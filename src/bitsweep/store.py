@@ -25,13 +25,18 @@ from bitsweep.record import Record
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Make many small objects without the garbage collector looking through them over and over."""
+    """Make many small objects without the garbage collector looking through them over and over.
+
+    Behind the block they count as old: it looks at all of them only after many more were made.
+    """
     before = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if before:
+            gc.freeze()
+            gc.unfreeze()  # into the oldest generation
             gc.enable()
 
 
@@ -106,7 +111,8 @@ class Store:
         with uncollected():
             for path in self._paths(prefix):
                 try:
-                    body = path.read_bytes()
+                    with path.open("rb", buffering=0) as file:  # read whole, and so many of them
+                        body = file.read()
                     record = _parsed(body)
                     record.file_sha256 = hashlib.sha256(body).hexdigest()
                     found.append(record)
