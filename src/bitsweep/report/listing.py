@@ -80,20 +80,22 @@ def _is_tall(parts: Sequence[Sheet]) -> bool:
 def _sized(sheet: Sheet, width_in: float) -> tuple[str, list[Sheet]]:
     """The size of letters at which there are fewest tables no wider than ``width_in``."""
     whole, width = _shortened(_marked(sheet)), width_in * 72.27
-    made = {size: list(_parts(whole, width, points)) for size, points in SIZES_PT.items()}
+    blocks = len(whole.blocks())
+    parts = [_narrow(_without_constants(part, blocks)) for part in _by_columns(whole)]
+    made = {
+        size: [(part, kept) for part, ems in parts for kept in _fitting(part, ems, width, points)]
+        for size, points in SIZES_PT.items()
+    }
     best = min(made, key=lambda size: len(made[size]))
-    return best, made[best]
+    return best, [_only(part, kept) for part, kept in made[best]]
 
 
-def _parts(sheet: Sheet, width: float, points: float) -> Iterator[Sheet]:
-    """Tables that together say what ``sheet`` says; ``width`` and the letters' size in points."""
-    for part in _by_columns(sheet):
-        plain = _without_constants(part, len(sheet.blocks()))
-        names = next((i for i, side in enumerate(plain.align) if side == "r"), len(plain.heads))
-        for columns in _fitting(plain, names, width, points):
-            cut = _only(plain, columns)
-            heads = [_broken(cut, i) for i in range(len(cut.heads))]
-            yield replace(cut, heads=tuple(heads))
+def _narrow(part: Sheet) -> tuple[Sheet, list[float]]:
+    """``part`` with heads as narrow as they become, and how wide its columns are then, in em."""
+    cells = [_cells(part, i) for i in range(len(part.heads))]
+    heads = tuple(_broken(head, room) for head, room in zip(part.heads, cells, strict=True))
+    widths = [max(room, _widest(head)) for room, head in zip(cells, heads, strict=True)]
+    return replace(part, heads=heads), widths
 
 
 def _shortened(sheet: Sheet) -> Sheet:
@@ -101,11 +103,12 @@ def _shortened(sheet: Sheet) -> Sheet:
     names = dict.fromkeys(line.cells[0] for line in sheet.lines)
     called = labels.short(list(names), cap=0)
     cut = {name: text for name, text in called.items() if text != name}
+    if not cut:
+        return sheet
     lines = tuple(
         replace(line, cells=(called[line.cells[0]], *line.cells[1:])) for line in sheet.lines
     )
-    note = (f"In full: {'; '.join(cut)}.",) if cut else ()
-    return replace(sheet, lines=lines, notes=(*sheet.notes, *note))
+    return replace(sheet, lines=lines, notes=(*sheet.notes, f"In full: {'; '.join(cut)}."))
 
 
 def _marked(sheet: Sheet) -> Sheet:
@@ -114,7 +117,7 @@ def _marked(sheet: Sheet) -> Sheet:
         return replace(sheet, notes=())
     every = frozenset(range(len(sheet.heads)))
     lines = tuple(
-        replace(line, tied=every if line.cells[-1] == "tied" else line.tied) for line in sheet.lines
+        replace(line, tied=every) if line.cells[-1] == "tied" else line for line in sheet.lines
     )
     found = _only(replace(sheet, lines=lines, notes=()), range(len(sheet.heads) - 1))
     marks = any(line.cells[-1] for line in sheet.lines)
@@ -151,11 +154,16 @@ def _without_constants(part: Sheet, every: int) -> Sheet:
     return replace(_only(part, kept), notes=(*part.notes, note))
 
 
-def _fitting(part: Sheet, names: int, width: float, points: float) -> Iterator[list[int]]:
-    """Columns that fit beside the first ``names``; a change stays beside what it is a change of."""
+def _fitting(part: Sheet, ems: Sequence[float], width: float, points: float) -> Iterator[list[int]]:
+    """Columns that fit beside those that name the rows; a change stays beside what it changes.
+
+    ``ems``: of each column its width in em; ``width`` and the letters' size are in points.
+    """
+    names = next((i for i, side in enumerate(part.align) if side == "r"), len(part.heads))
     taken: list[int] = []
     for group in _groups(part, names):
-        if taken and _width(part, [*range(names), *taken, *group], points) > width:
+        both = [*range(names), *taken, *group]
+        if taken and sum(ems[i] for i in both) * points + 2 * SEP_PT * (len(both) - 1) > width:
             yield [*range(names), *taken]
             taken = []
         taken += group
@@ -172,12 +180,6 @@ def _groups(part: Sheet, names: int) -> list[list[int]]:
     return groups
 
 
-def _width(part: Sheet, columns: Sequence[int], points: float) -> float:
-    """In points, with heads as narrow as they become, of letters of this size."""
-    own = [max(_cells(part, i), _widest(_broken(part, i))) for i in columns]
-    return sum(own) * points + 2 * SEP_PT * (len(own) - 1)
-
-
 def _cells(part: Sheet, column: int) -> float:
     """In em, as wide as the widest cell."""
     return max(
@@ -185,10 +187,10 @@ def _cells(part: Sheet, column: int) -> float:
     )
 
 
-def _broken(part: Sheet, column: int) -> str:
+def _broken(head: str, cells: float) -> str:
     """The head in as many lines as make it no wider than its cells, where words allow that."""
-    words = part.heads[column].replace("_", " ").replace("/", "/ ").split() or [""]
-    room = max(_cells(part, column), *map(_ems, words))
+    words = head.replace("_", " ").replace("/", "/ ").split() or [""]
+    room = max(cells, *map(_ems, words))
     lines = [words[0]]
     for word in words[1:]:
         longer = f"{lines[-1]}{'' if lines[-1].endswith('/') else ' '}{word}"
@@ -211,13 +213,15 @@ def _ems(text: str) -> float:
 def _only(sheet: Sheet, columns: Sequence[int]) -> Sheet:
     """The columns of these numbers."""
     columns = list(columns)
+    if columns == list(range(len(sheet.heads))):
+        return sheet
 
     def cut(line: Line) -> Line:
         best, tied = (
-            frozenset(place for place, i in enumerate(columns) if i in cells)
+            frozenset(place for place, i in enumerate(columns) if i in cells) if cells else cells
             for cells in (line.best, line.tied)
         )
-        return replace(line, cells=tuple(line.cells[i] for i in columns), best=best, tied=tied)
+        return Line(tuple(line.cells[i] for i in columns), line.block, line.bold, best, tied)
 
     return replace(
         sheet,

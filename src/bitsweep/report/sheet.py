@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 COLUMN_IN, TEXT_IN = 3.25, 6.75
@@ -93,6 +94,7 @@ def _md(text: str) -> str:
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
 
 
+@cache
 def _cell(text: str) -> str:
     """Nothing may end the cell."""
     return _md(text).replace("|", "\\|")
