@@ -281,8 +281,9 @@ def of(frame: pd.DataFrame, acceptance: Acceptance = ARTICLES) -> pd.DataFrame:
         for name, own in by_name(found).items():
             deciding = min(own, key=lambda check: VERDICTS.index(check.verdict))
             rows[-1] |= {name: deciding.verdict, f"{name}.reason": explain(deciding)}
-    made = pd.DataFrame(rows, index=frame.index)
-    return made.astype(object).where(made.notna(), None)
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return pd.DataFrame(columns, index=frame.index, dtype=object)
 
 
 def passes(found: Sequence[Check]) -> bool | None:

@@ -154,7 +154,7 @@ def speedup(row: Row) -> Estimate:
 
     Of the machine that timed most points; else of the best other one, which ``of`` then names.
     """
-    places = ["", *_elsewhere(row)]
+    places = ["", *_elsewhere(tuple(row))]
     timed = [place for place in places if row.get(f"{SPEED}{place}") is not None]
     if not timed:
         reasons = (row.get(f"{SPEED}{place}.reason") for place in places)
@@ -168,7 +168,9 @@ def speedup(row: Row) -> Estimate:
 
 def timing_marks(row: Row) -> list[str]:
     """``noisy``, ``in cache``, ``impossible``: why :func:`speedup` is to be read with care."""
-    place = next((p for p in ("", *_elsewhere(row)) if row.get(f"{SPEED}{p}") is not None), None)
+    place = next(
+        (p for p in ("", *_elsewhere(tuple(row))) if row.get(f"{SPEED}{p}") is not None), None
+    )
     if place is None:
         return []
     names = ("decode_noise", "prefill_noise", "decode_mib", "cache_mib", "decode_of_bandwidth")
@@ -220,15 +222,13 @@ def file(row: Row, relative: bool = False) -> Estimate:
     return Estimate(value, value, value, "file, × full precision" if relative else "file")
 
 
-def _elsewhere(row: Row) -> list[str]:
-    """`` @ DEVICE, N threads`` of the machines beside the first."""
+@functools.lru_cache(maxsize=8)
+def _elsewhere(names: tuple[str, ...]) -> tuple[str, ...]:
+    """`` @ DEVICE, N threads`` of the machines beside the first; all rows have the same columns."""
     start = f"{SPEED}{ELSEWHERE}"
     ends = (".lo", ".hi", ".reason")
-    return [
-        str(name)[len(SPEED) :]
-        for name in row
-        if str(name).startswith(start) and not str(name).endswith(ends)
-    ]
+    found = (name for name in names if name.startswith(start) and not name.endswith(ends))
+    return tuple(name[len(SPEED) :] for name in found)
 
 
 def _missing(row: Row, metric: str) -> Estimate | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from itertools import compress
 from typing import Any
 
@@ -117,7 +118,7 @@ def _several(models: Sequence[Any], values: Sequence[Any]) -> bool:
     if len({*values} - {None, pd.NA}) < 2 and len(kinds) < 2:  # True and 1 are equal
         return False
     found: dict[Any, Any] = {}
-    for model, value in zip(models, values, strict=True):
+    for model, _, value in {*zip(models, map(type, values), values, strict=True)}:
         if not missing(value):
             first = found.setdefault(model, value)
             if first is not value and str(first) != str(value):
@@ -220,13 +221,20 @@ def number_format(row: Row) -> str:
     size, bits = row.get("group_size"), row.get("bits")
     if missing(bits) and missing(size):
         return str(row.get("format") or "")
-    spec = QuantSpec(
-        group_size=PER_CHANNEL if missing(size) else int(size),  # type: ignore[arg-type]
-        symmetric=bool(row.get("symmetric")),
-        format=row.get("format") or "int",
-        scale_dtype=row.get("scale_dtype") or "float16",
+    return _named(
+        "*" if missing(bits) else f"{bits:g}",
+        PER_CHANNEL if missing(size) else int(size),  # type: ignore[arg-type]
+        bool(row.get("symmetric")),
+        row.get("format") or "int",
+        row.get("scale_dtype") or "float16",
     )
-    return spec.named("*" if missing(bits) else f"{bits:g}")
+
+
+@cache
+def _named(bits: str, size: int, symmetric: bool, number: str, scale: str) -> str:
+    return QuantSpec(group_size=size, symmetric=symmetric, format=number, scale_dtype=scale).named(
+        bits
+    )
 
 
 def group(size: Any) -> str:
