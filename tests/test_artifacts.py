@@ -58,6 +58,24 @@ def test_disk_stays_below_its_cap_and_the_oldest_go_first(tmp_path):
     assert len(left) == 2
 
 
+def test_what_another_process_drops_meanwhile_is_no_failure(tmp_path, monkeypatch):
+    (tmp_path / "t").mkdir()
+    dropped, glob = tmp_path / "t" / "gone.json", Path.glob
+    monkeypatch.setattr(Path, "glob", lambda *args: [*glob(*args), dropped])
+    Artifacts(tmp_path, disk_cap=1).get("t", {"k": 1}, lambda: [1])
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    assert Artifacts(tmp_path).get("t", {"k": 2}, lambda: [2]) == [2]
+
+
+@pytest.mark.parametrize("value", [[1, 2, 3], {"x": torch.zeros(8)}])
+def test_half_a_file_is_made_again(tmp_path, value):
+    Artifacts(tmp_path).get("t", {"k": 1}, lambda: value)
+    (path,) = tmp_path.glob("t/[!.]*")
+    path.write_bytes(path.read_bytes()[:-2])
+    assert str(Artifacts(tmp_path).get("t", {"k": 1}, lambda: value)) == str(value)
+    assert str(Artifacts(tmp_path).get("t", {"k": 1}, lambda: None)) == str(value)
+
+
 def test_memory_keeps_to_its_cap():
     store = Artifacts(None, memory_cap=1500)
     made = []

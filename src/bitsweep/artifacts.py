@@ -15,6 +15,7 @@ import os
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -163,17 +164,24 @@ class Artifacts:
         return value
 
     def _read(self, name: str) -> Any:
+        """What is kept on disk; None also where another process drops it just now to keep the cap,
+        and where a machine that went down left half of it: it is made again."""
         assert self.root is not None
         tensors, text = self.root / f"{name}.safetensors", self.root / f"{name}.json"
-        if tensors.exists():
-            from safetensors.torch import load_file
+        try:
+            if tensors.exists():
+                from safetensors import SafetensorError
+                from safetensors.torch import load_file
 
-            os.utime(tensors)  # the least recently used go first
-            return load_file(tensors)
-        if text.exists():
+                os.utime(tensors)  # the least recently used go first
+                try:
+                    return load_file(tensors)
+                except SafetensorError:
+                    return None
             os.utime(text)
             return json.loads(text.read_text(encoding="utf-8"))
-        return None
+        except (FileNotFoundError, ValueError):
+            return None
 
     def _write(self, name: str, value: Any) -> None:
         assert self.root is not None
@@ -192,11 +200,11 @@ class Artifacts:
     def _shrink(self, newest: Path) -> None:
         """Drop the least recently used files until the cap holds; never the one just written."""
         assert self.root is not None
-        files = [
-            (path.stat().st_mtime, path.stat().st_size, path)
-            for path in self.root.glob("*/[!.]*")
-            if path != newest
-        ]
+        files = []
+        for path in self.root.glob("*/[!.]*"):
+            with suppress(FileNotFoundError):  # another process keeps the same cap
+                stat = path.stat()
+                files += [(stat.st_mtime, stat.st_size, path)] * (path != newest)
         total = newest.stat().st_size + sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
             if total <= self.disk_cap:
