@@ -7,6 +7,7 @@ import gc
 import importlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -86,7 +87,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "bitz=4"], "bitz=4: no such key; did you mean bits?"),
         (["run", "bits=99"], "bits=99: takes a number"),
         (["run", "method=gptqq"], "did you mean gptq"),
-        (["run", "--nonsense"], "bitsweep run: unrecognized arguments: --nonsense"),
+        (["run", "--nonsense"], "bitsweep: run: unrecognized arguments: --nonsense"),
         (["run", "--config-dir", "nowhere"], "--config-dir nowhere: no such folder"),
         (["sweep"], "sweep: takes the NAME of an experiment first; there are"),
         (["sweep", "bits=3"], "sweep: takes the NAME of an experiment first"),
@@ -439,6 +440,20 @@ def test_leaving_does_not_look_through_all_that_was_imported() -> None:
         assert gc.get_freeze_count() > 0
     finally:
         gc.unfreeze()
+
+
+def test_what_comes_next_can_be_pasted_whatever_the_names(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert desk("run", "bits=3", "experiment=two words", "results_dir=my results") == cli.OK
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next")]
+    assert said == "next    bitsweep report 'two words' --results-dir 'my results'"
+    assert cli.dispatch(shlex.split(said)[2:]) == cli.OK
+
+
+def test_a_wrong_flag_names_the_verb_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.dispatch(["show"]) == cli.MISTAKE
+    assert capsys.readouterr().err.startswith("bitsweep: show: the following arguments")
 
 
 def test_a_point_measured_by_another_protocol_says_so_at_once(

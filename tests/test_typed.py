@@ -48,7 +48,7 @@ def test_values_take_the_types_of_their_fields() -> None:
         ({"name": "a", "damping": True}, "method.damping=true: takes a number"),
         ({"name": "a", "windows": 1.5}, "method.windows=1.5: takes a whole number or null"),
         ({"name": "a", "clip": "msee"}, "takes one of none, mse; did you mean mse"),
-        ({"name": "a", "texts": "x"}, "method.texts=x: takes a list"),
+        ({"name": "a", "texts": "x"}, r"method\.texts=x: takes a list; write method\.texts=\[x\]$"),
         ({"name": "a", "inner": {"size": "big"}}, "method.inner.size=big: takes a whole number"),
         ({"name": "a", "damping": -1}, "method: damping is negative"),
     ],

@@ -83,6 +83,8 @@ def fit(where: str, value: Any, hint: Any) -> Any:
     except TypeError:
         pass
     guess = nearest(value, map(str, get_args(hint))) if isinstance(value, str) else ""
+    if (get_origin(hint) or hint) in (tuple, list) and isinstance(value, str):
+        guess = f"; write {where}=[{value}]"
     raise UserError(f"{where}={show(value)}: takes {describe(hint)}{guess}")
 
 

@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
     """Mistakes become UserErrors, like everywhere else."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+        raise UserError(f"{self.prog.partition(' ')[2]}: {message}; see {self.prog} --help")
 
 
 def parser(verb: str) -> Parser:
@@ -189,8 +189,8 @@ def _next(point: Point) -> str:
 
 
 def _report_command(point: Point) -> str:
-    place = "" if point.results_dir == Path("results") else f" --results-dir {point.results_dir}"
-    return f"bitsweep report {point.experiment}{place}"
+    place = ["--results-dir", str(point.results_dir)] * (point.results_dir != Path("results"))
+    return command_line("report", [point.experiment, *place])
 
 
 def question(experiment: str) -> str:

@@ -13,6 +13,7 @@ from bitsweep import cli
 from bitsweep.axes import engine_files, files, variants
 from bitsweep.commands.launch import Parser, opening, question
 from bitsweep.compose import choices_in, experiments, group_files, nearest
+from bitsweep.config import command_line
 from bitsweep.errors import UserError
 from bitsweep.record import Metric, Record
 from bitsweep.store import Store
@@ -31,7 +32,7 @@ def report(argv: list[str]) -> int:
     from bitsweep import report as reports
 
     name = folders[0].name
-    command = f"bitsweep sweep {name}" if name in experiments() else ""
+    command = command_line("sweep", [name]) if name in experiments() else ""
     written = reports.write(*folders, question=question(name), command=command)
     reports.summary(written)
     return cli.OK

@@ -180,7 +180,7 @@ def _report(folder: Path, records: Sequence[Record]) -> Summary | None:
     from bitsweep import report
 
     name = folder.name
-    command = f"bitsweep sweep {name}" if name in experiments() else ""
+    command = command_line("sweep", [name]) if name in experiments() else ""
     try:
         written = report.write(folder, question=question(name), command=command)
     except UserError as reason:
