@@ -119,3 +119,11 @@ def test_the_report_carries_the_front_and_the_pictures(tmp_path):
     (folder,) = tmp_path.glob("demo/report *")
     assert text(folder, "front").splitlines()[2] == "| rtn &lt;b&gt; | 3 |  |"
     assert PICTURE.read_bytes() in (folder / EVENTS).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["", "http://host", "a.file"])
+def test_runs_need_a_folder_of_this_machine(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.file").touch()
+    with pytest.raises(ValueError, match="takes a folder of this machine"):
+        Tensorboard(name)

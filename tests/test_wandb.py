@@ -178,6 +178,19 @@ def test_a_login_in_netrc_is_found(tmp_path, monkeypatch):
     assert not wandb_tracking.logged_in()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"project": "team/mine"}, "project=team/mine: .*; the entity has a key of its own$"),
+        ({"project": "50%"}, "project=50%: takes a name without"),
+        ({"init_timeout_s": 0.0}, "init_timeout_s=0: takes seconds over 0"),
+    ],
+)
+def test_what_could_never_be_published_is_said_before_a_point_is_measured(options, message):
+    with pytest.raises(ValueError, match=message):
+        Wandb(**options)
+
+
 def test_none_and_disabled_write_nothing(tmp_path, said, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for tracker in (NoTracker(), Wandb(mode="disabled")):

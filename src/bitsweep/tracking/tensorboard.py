@@ -45,7 +45,7 @@ class Tensorboard:
         """Raises ValueError where it could never work: said before a point is measured."""
         if find_spec("tensorboard") is None:
             raise ValueError("tensorboard is not installed; pip install 'bitsweep[tensorboard]'")
-        if not self.dir or "://" in self.dir:
+        if not self.dir or "://" in self.dir or Path(self.dir).is_file():
             raise ValueError(f"dir={self.dir}: takes a folder of this machine")
 
     def destination(self) -> str:

@@ -31,6 +31,8 @@ from bitsweep.tracking.login import Mode, base_url, logged_in, resolve
 from bitsweep.tracking.offline import SUPERSEDED, Offline
 
 TAG_CAP = 64
+FORBIDDEN = set("/\\#?%:")
+"""Characters that W&B takes in no project's name."""
 LEAVE_S = 5.0
 QUIET = {"WANDB_ERROR_REPORTING": "false"}
 """Its error reports tell of folders."""
@@ -75,6 +77,17 @@ class Wandb:
     init_timeout_s: float = 15.0
     finish_timeout_s: float = 60.0
     name: ClassVar[str] = "wandb"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where it could never work: said before a point is measured."""
+        if not self.project or FORBIDDEN & {*self.project}:
+            also = "; the entity has a key of its own" if "/" in self.project else ""
+            raise ValueError(
+                f"project={self.project}: takes a name without {' '.join(sorted(FORBIDDEN))}{also}"
+            )
+        for key in ("init_timeout_s", "finish_timeout_s"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"{key}={getattr(self, key):g}: takes seconds over 0")
 
     def destination(self) -> str:
         """``online HOST/ENTITY/PROJECT`` or ``offline FOLDER/ENTITY/PROJECT``."""
