@@ -40,10 +40,11 @@ from bitsweep.errors import Refused, UserError
 from bitsweep.export import folder as folders
 from bitsweep.linear import QuantEmbedding, QuantLinear
 from bitsweep.models import Model
+from bitsweep.prepared import prepare
 from bitsweep.probes._forward import scores
 from bitsweep.probes.perplexity import cut_text
 from bitsweep.provenance import Stopwatch
-from bitsweep.run import Made, make, prepare
+from bitsweep.run import Made, make
 
 READERS = Path(__file__).with_name("roundtrip_readers.py")
 STORIES = "../shared/data/models"

@@ -24,7 +24,7 @@ from bitsweep.calibration import Calibration
 from bitsweep.compose import compose
 from bitsweep.models import Model
 from bitsweep.point import Point
-from bitsweep.run import plan_for
+from bitsweep.prepared import plan_for
 
 RUNS: dict[str, list[str]] = {
     "rtn": ["method=rtn"],

@@ -17,7 +17,7 @@ from bitsweep.artifacts import Artifacts
 from bitsweep.compose import compose
 from bitsweep.errors import Refused, UserError
 from bitsweep.policies.budget import Budget, stored_bits
-from bitsweep.run import prepare
+from bitsweep.prepared import prepare
 from bitsweep.spec import QuantSpec
 from bitsweep.store import Store
 from bitsweep.sweep import Session, launch

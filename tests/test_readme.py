@@ -15,7 +15,7 @@ from bitsweep.artifacts import Artifacts
 from bitsweep.compose import compose, experiments
 from bitsweep.grid import expand
 from bitsweep.models import Model, ModelSource
-from bitsweep.run import plan_for, reshaped
+from bitsweep.prepared import plan_for, reshaped
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

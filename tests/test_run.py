@@ -16,7 +16,8 @@ from bitsweep.errors import Refused
 from bitsweep.methods.rtn import RTN
 from bitsweep.point import Point
 from bitsweep.policies.rules import Policy
-from bitsweep.run import execute, prepare
+from bitsweep.prepared import prepare
+from bitsweep.run import execute
 from bitsweep.store import Store
 
 
@@ -81,7 +82,7 @@ def test_the_record_says_whether_a_tied_head_got_a_matrix_of_its_own(
 
 
 def test_an_option_that_came_later_leaves_older_points_their_names(make, artifacts):
-    from bitsweep.run import step_identity
+    from bitsweep.prepared import step_identity
 
     assert step_identity(make().method)["options"] == {"clip": "none"}
     assert step_identity(make("method=rtn_stochastic").method)["options"] == {

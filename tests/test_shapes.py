@@ -19,9 +19,10 @@ from bitsweep.config import Job
 from bitsweep.errors import Refused, UserError
 from bitsweep.models import Model, ModelSource, load, shapes, skeleton
 from bitsweep.models.drawn import POOL, fill
+from bitsweep.prepared import Prepared, prepare
 from bitsweep.record import Record
 from bitsweep.report import labels
-from bitsweep.run import Prepared, execute, prepare
+from bitsweep.run import execute
 from bitsweep.spec import QuantSpec
 from bitsweep.store import Store
 from bitsweep.tensor import QuantTensor

@@ -26,8 +26,9 @@ from bitsweep.export.checkpoint import Shards, stored_dtype
 from bitsweep.linear import QuantEmbedding, QuantLinear
 from bitsweep.methods.rtn import RTN
 from bitsweep.models import files
+from bitsweep.prepared import Prepared, prepare
 from bitsweep.probes import size
-from bitsweep.run import Prepared, make, prepare
+from bitsweep.run import make
 from bitsweep.spec import QuantSpec
 
 LIMIT = 200_000

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from desk import Desk, lay
 from omegaconf import DictConfig
 
@@ -136,6 +137,14 @@ def test_calibrating_on_the_measured_text_is_refused_whichever_step_calibrates(
     assert cli.dispatch(["run", *arguments]) == cli.MISTAKE
     assert "this is the evaluation text" in capsys.readouterr().err
     assert desk.records("never") == []
+
+
+def test_the_threads_of_one_point_are_not_those_of_the_next(desk: Desk) -> None:
+    before = torch.get_num_threads()
+    session = swept(desk, "bits=3", "threads=5", "experiment=five")
+    (record,) = session.outcomes[0].records
+    assert record.provenance["threads"] == 5
+    assert torch.get_num_threads() == before
 
 
 def test_nothing_but_results_is_left_in_the_working_directory(desk: Desk) -> None:

@@ -21,8 +21,9 @@ from torch import Tensor
 from bitsweep import config, intervals
 from bitsweep.compose import compose
 from bitsweep.models import Model
+from bitsweep.prepared import plan_for
 from bitsweep.probes._forward import scores
-from bitsweep.run import plan_for, transformed
+from bitsweep.run import transformed
 from bitsweep.spec import QuantSpec
 from bitsweep.tensor import QuantTensor
 

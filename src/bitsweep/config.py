@@ -2,7 +2,7 @@
 
 The only reader of configuration. Whatever is wrong here is one line for the user, before a model
 is loaded; what can only be seen with the model at hand (a group that does not divide a row)
-is ``run.prepare``'s to say.
+is ``prepared.prepare``'s to say.
 """
 
 from __future__ import annotations

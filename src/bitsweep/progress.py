@@ -11,7 +11,8 @@ from bitsweep import pace, timing
 from bitsweep.record import Metric, Record
 
 if TYPE_CHECKING:
-    from bitsweep.sweep import Candidate, Outcome
+    from bitsweep.survey import Candidate
+    from bitsweep.sweep import Outcome
 
 
 REDRAW_S, SAY_S = 0.25, 30.0

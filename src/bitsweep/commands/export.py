@@ -23,7 +23,7 @@ from bitsweep.record import Record
 if TYPE_CHECKING:
     from bitsweep.artifacts import Artifacts
     from bitsweep.export.folder import Origin, Written
-    from bitsweep.run import Prepared
+    from bitsweep.prepared import Prepared
 
 MIB = 2**20
 PARTS = {
@@ -185,7 +185,7 @@ def _changes(key: str, was: Any, now: Any) -> Iterator[str]:
 
 
 def _prepared(wanted: Job, artifacts: Artifacts) -> Prepared:
-    from bitsweep.run import prepare
+    from bitsweep.prepared import prepare
 
     check(wanted, artifacts)
     try:
@@ -231,8 +231,9 @@ def _write(
 
     from bitsweep.export import containers, contents, folder, streaming
     from bitsweep.export.checkpoint import refuse_taken
+    from bitsweep.prepared import reshaped
     from bitsweep.provenance import Stopwatch
-    from bitsweep.run import make, reshaped
+    from bitsweep.run import make
 
     refuse_taken(out)
     if prepared.source.random_weights:

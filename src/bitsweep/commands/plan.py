@@ -19,7 +19,7 @@ from bitsweep.store import Store
 if TYPE_CHECKING:
     from bitsweep.artifacts import Artifacts
     from bitsweep.record import Record
-    from bitsweep.sweep import Candidate
+    from bitsweep.survey import Candidate
 
 History = dict[tuple[str, str], list["Record"]]
 """Good Records by model and method."""
@@ -62,7 +62,7 @@ def plan(argv: list[str]) -> int:
 def _survey(overrides: list[str], config_dir: str | None, artifacts: Artifacts) -> list[Candidate]:
     from hydra.types import RunMode
 
-    from bitsweep.sweep import survey
+    from bitsweep.survey import survey
 
     overrides = normal(overrides)
     with hydra_app(overrides, config_dir) as hydra, one_line_errors():

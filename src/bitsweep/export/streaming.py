@@ -30,7 +30,7 @@ from bitsweep.export import Container, containers
 from bitsweep.export.checkpoint import Shards, kept, stored_dtype
 from bitsweep.models import Model, files
 from bitsweep.models.shards import DTYPES, Entry, table
-from bitsweep.run import Prepared
+from bitsweep.prepared import Prepared
 from bitsweep.spec import QuantSpec
 from bitsweep.tensor import QuantTensor
 

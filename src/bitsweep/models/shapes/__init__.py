@@ -1,8 +1,8 @@
 """Shapes: the configurations of real architectures, to be filled with random weights.
 
 For latency, memory and size, which no value of a weight decides; a quality of random weights means
-nothing, and ``run.prepare`` refuses it. ``model=shape/NAME``, or ``model.path=shape:NAME``; a shape
-is ``NAME.json`` beside this file: what of the published config.json decides the tensors.
+nothing, and ``prepared.prepare`` refuses it. ``model=shape/NAME``, or ``model.path=shape:NAME``; a
+shape is ``NAME.json`` beside this file: what of the published config.json decides the tensors.
 
 A shape is no checkpoint: it has no tokenizer, and its identity is its configuration and the rule
 by which its weights are drawn (:mod:`bitsweep.models.drawn`).
