@@ -47,6 +47,12 @@ def test_it_lowers_the_loss_that_it_trains_on(what, calibration):
     assert loss(tuned(calibration, what=what), calibration.tokens) < before
 
 
+def test_without_corrections_there_is_nothing_to_train_and_a_command_that_adds_them(calibration):
+    message = r"what=corrections: this point has none.* recover=\[low_rank,finetune\] adds"
+    with pytest.raises(UserError, match=message):
+        tuned(calibration, what="corrections")
+
+
 def test_the_seed_decides_the_order_of_the_windows(calibration):
     def norm(seed: int) -> torch.Tensor:
         with torch.random.fork_rng():

@@ -79,6 +79,12 @@ class Tuning:
         if self.what in ("all", "scales"):
             weights = [Codes(model.get(names[0]).quant, names) for names in shared.values()]
         others = {name: Knob.of(value) for name, value in self._others(model).items()}
+        if not others and not any(weight.knobs for weight in weights):
+            before = f"recover=[low_rank,{self._key.partition('.')[2]}] adds corrections; "
+            raise UserError(
+                f"{self._key}.what={self.what}: this point has none, so nothing would be trained; "
+                f"{before * (self.what == 'corrections')}{self._key}.what=all trains what there is"
+            )
         train(model.copy(), weights, others, calibration, self._schedule, seeded())
         for weight in weights:
             quant = weight.trained()
