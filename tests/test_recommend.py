@@ -648,6 +648,18 @@ def test_the_nearest_that_was_never_timed_comes_with_its_command(
     assert "measure bitsweep run method=rtn bits=4 probes=latency\n" in out
 
 
+def test_the_quality_that_is_shown_is_explained_beside_the_one_that_was_asked_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text("keep: {acc: 0.9}\n")
+    limit = ["--preset", str(tmp_path / "mine.yaml")]
+    assert cli.dispatch(["recommend", "demo", "--results-dir", str(RESULTS), *limit]) == cli.OK
+    said = capsys.readouterr().out
+    assert "of the quality, by ppl/in_domain" in said
+    assert "kept = ppl/in_domain of full precision / of the point" in said
+    assert "kept = acc/reference_questions of the point / of full precision" in said
+
+
 def test_a_time_of_another_machine_is_said_to_be_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,7 +61,9 @@ def definitions(answer: Answer) -> list[str]:
     """What the words of the limits mean, those that are used."""
     line, found = answer.line, []
     if line.keep or answer.passing or answer.near:
-        named = [m for name in (line.keep or {"": 0.0}) for m in answer.case.named(name)]
+        asked_of = [m for name in (line.keep or {"": 0.0}) for m in answer.case.named(name)]
+        shown = (candidate.quality.of for candidate in (*answer.passing, *answer.near))
+        named = [*dict.fromkeys([*asked_of, *(m for m in shown if m in answer.case.meaning)])]
         lower = [m for m in named if answer.case.meaning[m]["better"] == "lower"]
         own = [m for m in named if estimate.kind(m) in estimate.AGREEMENT]
         higher = [m for m in named if m not in lower and m not in own]
