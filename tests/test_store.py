@@ -97,6 +97,15 @@ def test_a_record_with_half_a_pair_of_surrogates_is_none(tmp_path):
         assert len(said) == (reason[-1] != "e")
 
 
+def test_a_record_with_what_is_no_number_is_none(tmp_path):
+    store = Store(tmp_path)
+    store.put(record(), [])
+    path = store.record_path("a" * 64)
+    path.write_text(path.read_text().replace('"timings": {}', '"timings": {"total": NaN}'))
+    with pytest.raises(UserError, match="not a Record"):
+        store.records()
+
+
 @pytest.mark.parametrize("damage", [lambda body: body[:20], lambda _: b"version https://git-lfs"])
 def test_damaged_details_are_named(tmp_path, damage):
     store = Store(tmp_path)

@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from bitsweep.artifacts import write_atomically
 from bitsweep.errors import UserError
 from bitsweep.record import Record
@@ -150,9 +152,9 @@ class Store:
         if not path.exists():
             return
         try:
-            with gzip.open(path, "rt", encoding="utf-8") as file:
+            with gzip.open(path) as file:
                 for line in file:
-                    yield json.loads(line)
+                    yield orjson.loads(line)
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise UserError(f"{path}: no whole details ({error}); move it away") from error
 
@@ -182,12 +184,9 @@ def dump(record: Record) -> bytes:
 
 
 def _parsed(body: bytes) -> Record:
-    """Raises ValueError as :meth:`Record.from_json`, and for half a pair of surrogates: no text
-    that could be written anywhere."""
-    value = json.loads(body)
-    if b"\\u" in body:  # seldom; anything but an escape is UTF-8 that was decoded already
-        json.dumps(value, ensure_ascii=False).encode()
-    return Record.from_json(value)
+    """Raises ValueError as :meth:`Record.from_json`, and for what is no JSON: NaN, or half a pair
+    of surrogates, which no text could be written of."""
+    return Record.from_json(orjson.loads(body))
 
 
 def _pack(details: list[dict[str, Any]]) -> bytes:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import orjson
 import pandas as pd
 
 from bitsweep.record import Record
@@ -36,16 +37,16 @@ def of(frame: pd.DataFrame, records: Sequence[Record]) -> dict[str, Any]:
         and (record.run_id in shown or record.kind == "timing")
     ]
     shared: dict[str, int] = {}
-    seen: dict[str, int] = {}
+    seen: dict[bytes, int] = {}
     encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str).encode
 
     def share(value: Mapping[str, Any] | None) -> int:
         if not value:
             return -1
-        text = encode(value)
-        if text not in seen:
-            seen[text] = shared.setdefault(encode(_plain(value)), len(shared))
-        return seen[text]
+        known = orjson.dumps(value, default=str)  # in whatever order its keys are
+        if known not in seen:
+            seen[known] = shared.setdefault(encode(_plain(value)), len(shared))
+        return seen[known]
 
     found = {
         "row": [rows[record.experiment, record.point_id] for record in own],
