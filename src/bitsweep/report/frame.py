@@ -203,7 +203,7 @@ def _row(group: Sequence[Record], names: dict[str, str], machines: Machines) -> 
     for record in judged:
         for metric in record.metrics.values():
             if row.get(metric.name) is None:
-                row.update(_cells(metric, metric.name))
+                _fill(row, metric, metric.name)
     for record in sorted((r for r in group if r.kind == "timing"), key=_slowest_first):
         device, threads = hardware(record)
         suffix = machines.get((device, threads), "")
@@ -213,7 +213,7 @@ def _row(group: Sequence[Record], names: dict[str, str], machines: Machines) -> 
             row[f"engine{suffix}"] = _engine(record)
             row[f"device{suffix}"], row[f"threads{suffix}"] = device, threads
         for metric in record.metrics.values():
-            row.update(_cells(metric, metric.name + suffix))
+            _fill(row, metric, metric.name + suffix)
     return row
 
 
@@ -261,17 +261,17 @@ def _slowest_first(record: Record) -> tuple[float, float, str]:
     return -slow, -large, record.run_id
 
 
-def _cells(metric: Metric, name: str) -> dict[str, Any]:
-    cells: dict[str, Any] = {name: metric.value}
+def _fill(row: dict[str, Any], metric: Metric, name: str) -> None:
+    """What ``metric`` has to say, into the columns that begin with ``name``."""
+    row[name] = metric.value
     if metric.lo is not None:
-        cells[f"{name}.lo"], cells[f"{name}.hi"] = metric.lo, metric.hi
-    if metric.delta is not None:
-        delta = metric.delta
-        cells[f"{name}.delta"] = delta.value
-        cells[f"{name}.delta.lo"], cells[f"{name}.delta.hi"] = delta.lo, delta.hi
+        row[f"{name}.lo"], row[f"{name}.hi"] = metric.lo, metric.hi
+    delta = metric.delta
+    if delta is not None:
+        row[f"{name}.delta"] = delta.value
+        row[f"{name}.delta.lo"], row[f"{name}.delta.hi"] = delta.lo, delta.hi
     if metric.reason is not None:
-        cells[f"{name}.reason"] = metric.reason
-    return cells
+        row[f"{name}.reason"] = metric.reason
 
 
 def _meaning(records: Sequence[Record], machines: Machines) -> dict[str, dict[str, str | None]]:

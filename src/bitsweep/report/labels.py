@@ -118,7 +118,7 @@ def _several(models: Sequence[Any], values: Sequence[Any]) -> bool:
     if len({*values} - {None, pd.NA}) < 2 and len(kinds) < 2:  # True and 1 are equal
         return False
     found: dict[Any, Any] = {}
-    for model, _, value in {*zip(models, map(type, values), values, strict=True)}:
+    for model, value in zip(models, values, strict=True):
         if not missing(value):
             first = found.setdefault(model, value)
             if first is not value and str(first) != str(value):
