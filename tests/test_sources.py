@@ -92,6 +92,7 @@ def test_the_generated_text_is_the_same_from_the_cache(tmp_path):
         ("a.json", "5", {}, "no list of objects"),
         ("a.jsonl", '{"text": "one"}\n{"text": null}\n', {}, "a row with null there; takes text"),
         ("a.jsonl", '{"text": 5}\n', {}, "a row with 5 there; takes text"),
+        ("a.jsonl", '{"text": "a\\ud83d"}\n', {}, "line 1 of a has half a character"),
         ("a.csv", "story\none,two\n", {}, "field=text: .* it has story, None"),
     ],
 )

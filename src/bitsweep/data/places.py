@@ -133,7 +133,15 @@ class Place:
     def _json(self, text: str, line: int) -> Any:
         """The value of ``text``, which begins at ``line`` of the file."""
         try:
-            return json.loads(text)
+            value = json.loads(text)
+            if "\\u" in text:  # seldom, and the only way in for half a pair of surrogates
+                json.dumps(value, ensure_ascii=False).encode()
+            return value
+        except UnicodeEncodeError as error:
+            raise self.mistake(
+                f"line {line} of {self.name} has half a character (\\ud800 to \\udfff alone), "
+                "which is no text; leave it out"
+            ) from error
         except json.JSONDecodeError as error:
             raise self.mistake(
                 f"line {line + error.lineno - 1} of {self.name} is not JSON ({error.msg}); "
