@@ -77,6 +77,7 @@ def test_every_configuration_file_opens_with_one_line_about_itself(group: str) -
         ("=3", "^=3: not an override; write key=value$"),
         ("~bitz", "~bitz: no such key; did you mean bits?"),
         ("bits=${nix}", "bits: Interpolation key 'nix' not found"),
+        ("bits=${oc.env:NIX}", "^bits: Environment variable 'NIX' not found$"),
         ("demo", "demo: is an experiment; write bitsweep sweep demo"),
         ("+experiments=demo.yaml", "demo.yaml: no such experiment; did you mean demo"),
         ("data.path=~/x.txt", r"data.path=~/x.txt: a ~ behind = stays a ~; write \$HOME"),

@@ -256,6 +256,7 @@ def test_a_server_that_never_answers_is_not_waited_for(store, monkeypatch, silen
         (["tracker.projct=x"], "did you mean tracker.wandb.project"),
         (["project=mine"], "as tracker.project=mine"),
         (["tracker=wnb"], "did you mean wandb?"),
+        (["tracker.dir=${oc.env:NIX}"], "dir: Environment variable 'NIX' not found"),
         (["tracker=none"], "publishes nothing; use tracker="),
         (["tracker.mode=ofline"], "did you mean offline"),
         (["--artifact", "results"], "no bitsweep.json there or one below"),

@@ -54,7 +54,10 @@ def explain(error: Exception) -> str:
     key = getattr(error, "full_key", None)
     where = f"{key}: " if key and str(key) not in _first_line(error) else ""
     cause = error.__cause__
-    line = f"{where}{_first_line(error)}"
+    wrapped = re.match(
+        r"\w+ raised while resolving interpolation: \"?(.+?)\"?$", _first_line(error)
+    )
+    line = f"{where}{wrapped[1] if wrapped else _first_line(error)}"
     return f"{line}: {_first_line(cause)}" if cause is not None and str(cause) else line
 
 

@@ -61,8 +61,14 @@ class Session:
     _mirrors: dict[str, tracking.Mirrors] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A launcher that starts processes gives each its own artifacts over the same cache."""
-        return {**self.__dict__, "artifacts": Artifacts(self.artifacts.root), "_mirrors": {}}
+        """A launcher that starts processes gives each its own artifacts over the same cache, and
+        of the points those that it may have to run: all travel with each."""
+        own = {
+            "artifacts": Artifacts(self.artifacts.root),
+            "candidates": [each for each in self.candidates if each.fate == "run"],
+            "_mirrors": {},
+        }
+        return self.__dict__ | own
 
     def choose(
         self, config_loader: Any, master: DictConfig, arguments: Sequence[str]

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any
 from bitsweep import cli, config
 from bitsweep.commands.launch import Parser, question
 from bitsweep.commands.look import folder_of
-from bitsweep.compose import compose, experiment_overrides, experiments, group_files
+from bitsweep.compose import (
+    compose,
+    experiment_overrides,
+    experiments,
+    group_files,
+    one_line_errors,
+)
 from bitsweep.config import command_line
 from bitsweep.errors import UserError
 from bitsweep.models.source import MANIFEST
@@ -123,10 +129,11 @@ def _composed(overrides: Sequence[str], config_dir: str | None) -> dict[str, Any
     from omegaconf import OmegaConf
 
     whole = compose(overrides, config_dir)
-    return {
-        key: None if whole[key] is None else OmegaConf.to_container(whole[key], resolve=True)
-        for key in ("tracker", "plugins")
-    }
+    with one_line_errors():
+        return {
+            key: None if whole[key] is None else OmegaConf.to_container(whole[key], resolve=True)
+            for key in ("tracker", "plugins")
+        }
 
 
 def _artifacts(asked: Sequence[Path], records: Sequence[Record]) -> Artifacts:
