@@ -51,13 +51,13 @@ def explain(error: Exception) -> str:
         return f"~{match[1]}: no such key{nearest(match[1], KNOWN)}"
     if match := re.search(r"Could not append to config. An item is already at '(.+?)'", text):
         return f"+{match[1]}: is there already; write {match[1]}=VALUE without the +"
+    first = _first_line(error)
+    resolving = re.fullmatch(r"\w+ raised while resolving interpolation: \"?(.+?)\"?", first)
+    line = resolving[1] if resolving else first
     key = getattr(error, "full_key", None)
-    where = f"{key}: " if key and str(key) not in _first_line(error) else ""
+    if key and str(key) not in first:
+        line = f"{key}: {line}"
     cause = error.__cause__
-    wrapped = re.match(
-        r"\w+ raised while resolving interpolation: \"?(.+?)\"?$", _first_line(error)
-    )
-    line = f"{where}{wrapped[1] if wrapped else _first_line(error)}"
     return f"{line}: {_first_line(cause)}" if cause is not None and str(cause) else line
 
 
