@@ -89,6 +89,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "method=gptqq"], "did you mean gptq"),
         (["run", "--nonsense"], "bitsweep: run: unrecognized arguments: --nonsense"),
         (["run", "--config-dir", "nowhere"], "--config-dir nowhere: no such folder"),
+        (["run", "grids=[{bits: [3]}]"], "several points are a sweep; use bitsweep run -m"),
         (["sweep"], "sweep: takes the NAME of an experiment first; there are"),
         (["sweep", "bits=3"], "sweep: takes the NAME of an experiment first"),
         (["sweep", "deno"], "deno: no such experiment; did you mean demo"),
@@ -196,6 +197,19 @@ def test_a_sweep_ends_in_a_report_and_plan_runs_nothing(
     assert desk("plan", "asked") == cli.OK
     assert "5 points: 0 to run, 3 done, 2 refused\n" in capsys.readouterr().out
     assert desk("report", "asked") == cli.OK
+
+
+def test_plan_tells_points_of_one_label_apart_by_what_was_typed(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert desk("plan", "method=gptq,rtn", "calibration.windows=2,3", "bits=4") == cli.OK
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert [line.partition(" about")[0] for line in lines[:3]] == [
+        "1 run llama gptq w4g64 uniform calibration.windows=2",
+        "2 run llama rtn w4g64 uniform calibration.windows=2",
+        "3 run llama gptq w4g64 uniform calibration.windows=3",
+    ]
+    assert lines[3].endswith("same point as rtn w4g64 uniform: rtn ignores calibration")
 
 
 def test_a_sweep_of_which_every_point_is_refused_is_a_mistake(desk: Desk) -> None:

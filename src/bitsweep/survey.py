@@ -166,6 +166,8 @@ def _difference(job: Job, other: Job) -> str:
     one, two = job.point, other.point
     differ = [axis for axis in AXES if _axis(one, axis) != _axis(two, axis)]
     differ += ["policy"] * (one.policy.name != two.policy.name)
+    if not differ and one.calibration != two.calibration:
+        differ = ["calibration"]
     ignored = [axis for axis in differ if axis in one.method.ignores]
     if differ and ignored == differ:
         return f"{one.method_name} ignores {', '.join(differ)}"
