@@ -110,6 +110,9 @@ def _show_configuration(given: argparse.Namespace) -> None:
 
 
 def _single(overrides: list[str], config_dir: str | None, argv: list[str]) -> int:
+    for override in overrides:
+        if override.startswith("grids="):
+            raise UserError(f"{override}: several points are a sweep; use bitsweep run -m")
     composed = compose(overrides, config_dir)
     wanted = job(composed, command_line("run", argv))
     from bitsweep.sweep import Session
