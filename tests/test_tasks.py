@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 
+from bitsweep import pace
 from bitsweep.artifacts import Artifacts
 from bitsweep.data import Data, Reference, questions
 from bitsweep.errors import UserError
@@ -101,6 +102,16 @@ def test_random_states_and_the_tokenizer_stay_as_they_were(model, reference, cap
     assert torch.equal(torch.get_rng_state(), before[2])
     assert (model.tokenizer.padding_side, model.tokenizer.pad_token) == padding
     assert "".join(capfd.readouterr()) == ""
+
+
+def test_answers_are_counted_as_they_come(model, reference):
+    Tasks(batch_size=3)(model, reference)  # full precision's
+    said = []
+    with pace.heard(said.append):
+        Tasks(batch_size=3)(model, reference)
+    total = len(ROWS) * len(ROWS[0]["choices"])
+    assert [step.done for step in said] == list(range(1, total + 1))
+    assert {(step.total, step.units) for step in said} == {(total, "answers")}
 
 
 def test_limit_takes_the_first_items(model, reference):

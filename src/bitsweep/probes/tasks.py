@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from bitsweep import intervals
+from bitsweep import intervals, pace
 from bitsweep.artifacts import Artifacts, digest
 from bitsweep.data import Data, Reference, questions
 from bitsweep.probes import check_counts
@@ -109,9 +111,24 @@ def _handed_over(model: Model, batch_size: int) -> Iterator[Any]:
             softmax_dtype="float32",
         )
         lm._device = model.device
+        for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
+            setattr(lm, kind, _counted(lm, getattr(lm, kind)))
         yield lm
     finally:
         del module.tie_weights
+
+
+def _counted(lm: Any, ask: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """``ask`` of lm-eval's, its requests counted as their answers come: it tells each to the hook
+    by which it would fill a cache, and has no other ear."""
+
+    def asked(requests: list[Any], **options: Any) -> list[Any]:
+        steps = pace.of(itertools.repeat(None), len(requests), "answers")
+        next(steps)
+        lm.set_cache_hook(SimpleNamespace(add_partial=lambda *answer: next(steps)))
+        return ask(requests, **options)
+
+    return asked
 
 
 def _by_metric(task: str, result: Any) -> dict[str, dict[str, Any]]:
