@@ -144,6 +144,19 @@ def test_the_command_of_a_refusal_makes_the_missing_scores(
     assert cli.dispatch(["run", *overrides(desk, *asked)]) == cli.OK
 
 
+def test_the_command_of_a_refusal_scores_where_the_points_own_probes_do_not(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("policy=budget", "policy.average_bits=3", "policy.options=[2]", "group_size=16")
+    rest = [word for word in overrides(desk, *asked) if not word.startswith("probes.")]
+    assert cli.dispatch(["run", *rest, "probes=latency", "probes.latency.rounds=1"]) == cli.MISTAKE
+    command = capsys.readouterr().err.partition("measure them once: bitsweep ")[2]
+    assert [word for word in shlex.split(command) if "probes" in word] == ["probes=sensitivity"]
+    assert cli.dispatch(shlex.split(command)) == cli.OK
+    assert cli.dispatch(["run", *rest, "probes=size", "policy.average_bits=3.5",
+                         "experiment=after"]) == cli.OK  # fmt: skip
+
+
 def test_a_folder_elsewhere_is_where_the_command_puts_the_scores(desk: Desk) -> None:
     with pytest.raises(Refused, match=r" experiment=mine results_dir=other/place$"):
         planned(desk, "policy.average_bits=3", "policy.scores=other/place/mine")

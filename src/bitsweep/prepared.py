@@ -165,6 +165,7 @@ def plan_for(point: Point, model: Model, artifacts: Artifacts | None = None) -> 
             resolve=point.method.resolve,
             columns=point.columns(),
             command=point.command,
+            judged=any(needs(probe) == "training" for probe in point.probes.values()),
             artifacts=artifacts,
         )
         layers = {}

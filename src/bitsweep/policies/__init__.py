@@ -46,6 +46,7 @@ def make(
     resolve: Callable[[QuantSpec], QuantSpec] = itself,
     columns: Mapping[str, Any] | None = None,
     command: str = "",
+    judged: bool = True,
     artifacts: Artifacts | None = None,
 ) -> Plan:
     """The Plan that ``policy`` makes for ``model``, where what it leaves open is the sweep's axes.
@@ -56,8 +57,8 @@ def make(
     ``misfit`` says what happens where a group does not divide a row: ``error`` refuses the point,
     ``per_channel`` gives that layer one scale a row, ``ragged`` lets its last group be smaller.
 
-    ``resolve``, ``columns`` and ``command`` are the point's, for policies that look at Records:
-    see :class:`Asked`, as for the sweep's ``artifacts``.
+    ``resolve``, ``columns``, ``command`` and ``judged`` are the point's, for policies that look at
+    Records: see :class:`Asked`, as for the sweep's ``artifacts``.
 
     Raises:
         UserError: the policy speaks of layers that this model does not have.
@@ -65,7 +66,8 @@ def make(
             needs Records that are not there.
     """
     shared = artifacts or Artifacts(None)
-    choice = policy.choose(model, Asked(axes, misfit, resolve, columns or {}, command, shared))
+    asked = Asked(axes, misfit, resolve, columns or {}, command, judged, shared)
+    choice = policy.choose(model, asked)
     _check_tied(policy, model, choice.specs)
     fitted, misfits = fit(choice.specs, model, misfit)
     layers = {

@@ -189,18 +189,23 @@ class Budget:
         return name, rows
 
     def _command(self, asked: Asked) -> str:
-        """The sweep that makes the scores, as the point's own command with another policy."""
-        ours = ("policy", "bits", "experiment", "results_dir", "force")
+        """The sweep that makes the scores, as the point's own command with another policy.
+
+        Its probes are the point's, unless those (size, latency) score nothing.
+        """
+        ours = ["policy", "bits", "experiment", "results_dir", "force"]
+        ours += ["probes"] * (not asked.judged)
         rest = [
             word
             for word in shlex.split(asked.command)[2:]
-            if word.partition("=")[0].partition(".")[0] not in ours
+            if word.partition("=")[0].partition(".")[0].lstrip("+~") not in ours
         ]
         sweep = ["policy=only", f"policy.only={EACH}{self.by}", f"bits={self._options}"]
         folder = Path(self.scores)
         place = [f"experiment={folder.name}"]
         place += [f"results_dir={folder.parent}"] * (folder.parent != Path("results"))
-        if not any(word.startswith(("probes", "+experiments=")) for word in rest):
+        own = any(word.startswith(("probes", "+experiments=")) for word in rest)
+        if not (own and asked.judged):
             sweep.append("probes=sensitivity")
         return shlex.join(["bitsweep", "run", "-m", *rest, *sweep, *place])
 

@@ -26,8 +26,8 @@ class Asked:
 
     ``axes`` are the sweep's, for whatever the policy leaves open; ``misfit`` as in the
     configuration. ``resolve`` says what the method stores when asked for a spec, ``columns`` are
-    the point's, to find Records of its like, and ``command`` makes it. ``artifacts`` keep what was
-    read for one point for the next.
+    the point's, to find Records of its like, and ``command`` makes it; ``judged`` says whether its
+    probes look at quality. ``artifacts`` keep what was read for one point for the next.
     """
 
     axes: QuantSpec
@@ -35,6 +35,7 @@ class Asked:
     resolve: Callable[[QuantSpec], QuantSpec] = itself
     columns: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
+    judged: bool = True
     artifacts: Artifacts = field(default_factory=lambda: Artifacts(None))
 
 
