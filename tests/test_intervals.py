@@ -62,3 +62,10 @@ def test_the_interval_of_a_mean_has_the_width_of_its_standard_error():
 def test_one_unit_is_refused():
     with pytest.raises(ValueError, match="at least 2"):
         intervals.mean(np.array([1.0]))
+
+
+def test_a_mean_difference_is_that_of_the_values_less_the_reference():
+    values, reference = np.array([3.0, 5.0, 4.0]), np.array([1.0, 1.0, 2.5])
+    found = intervals.mean_difference(values, reference)
+    assert found.value == 2.5
+    assert 1.5 <= found.lo < found.hi <= 4.0

@@ -70,3 +70,37 @@ def test_measuring_leaves_gradients_on(model, reference, monkeypatch):
     KL()(uniform(model), reference)
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
+
+
+def doubled(model):
+    """A copy that is surer of every token, unlike from one window to the next."""
+    copy = model.copy()
+    head = torch.nn.Linear(128, tiny.VOCABULARY, bias=False)
+    head.weight = torch.nn.Parameter(2 * model.get("lm_head").weight, requires_grad=False)
+    copy.replace("lm_head", head)
+    return copy
+
+
+def test_median_and_99th_percentile_are_over_tokens(model, reference):
+    tokens = torch.tensor(model.tokenizer(TEXT, add_special_tokens=False)["input_ids"])
+    logits = model.module(tokens[: len(tokens) // 64 * 64].view(-1, 64)).logits[:, :-1].double()
+    entropy = torch.distributions.Categorical(logits=logits).entropy().flatten()
+    each = torch.tensor(tiny.VOCABULARY).log() - entropy
+    found = metrics(KL()(uniform(model), reference))
+    assert found["kl_median/text"].value == pytest.approx(each.quantile(0.5).item(), rel=1e-5)
+    assert found["kl_p99/text"].value == pytest.approx(each.quantile(0.99).item(), rel=1e-5)
+
+
+def test_windows_beyond_what_perplexity_left_have_a_pass_of_their_own(
+    model, reference, monkeypatch
+):
+    from bitsweep.probes import _forward, perplexity
+
+    monkeypatch.setattr(_forward, "CPU_BATCH_TOKENS", 128)  # two windows a batch
+    monkeypatch.setattr(perplexity, "KEPT_BYTES", 2 * 63 * tiny.VOCABULARY * 4)
+    other = doubled(model)
+    alone = KL()(other, reference)
+    Perplexity()(other, reference)
+    assert len(reference.found(other, "log_probabilities/text")) == 2
+    assert KL()(other, reference).details == alone.details
+    assert KL()(other, reference).metrics == alone.metrics

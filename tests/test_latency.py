@@ -470,3 +470,38 @@ def test_a_record_of_twelve_shapes_is_small(clock: Clock, llama: Model) -> None:
     record.add(measure(replace(probe, price_per_hour=2.5), llama, llama))
     assert len(record.metrics) == 12 * (len(NAMES) - 4 + len(COSTS)) + 1  # no bytes are known here
     assert len(json.dumps(record.to_json()["metrics"])) < 13_000
+
+
+def test_percentiles_are_of_the_tokens_of_all_rounds() -> None:
+    """Nine of 1 ms and one of 10, nine of 3 and one of 30: ranks 17.1 and 18.81 of 0 to 19."""
+    found = numbers(rounds_of(3.0, 20.0) + rounds_of(1.0, 20.0), Context(1, 32, {}))
+    assert found["decode_p90_ms"] == pytest.approx(3 + 0.1 * 7)
+    assert found["decode_p99_ms"] == pytest.approx(10 + 0.81 * 20)
+
+
+def test_one_round_that_strays_does_not_widen_the_interval() -> None:
+    assert median([3.0] * 10 + [1000.0]).hi == 3.0
+
+
+def test_tensors_over_the_same_memory_are_read_once() -> None:
+    head, other = torch.nn.Linear(8, 100, bias=False), torch.nn.Linear(8, 100, bias=False)
+    other.weight = torch.nn.Parameter(head.weight.data)
+    assert other.weight is not head.weight
+    assert of_module(torch.nn.ModuleList([head, other]), 1) == 100 * 8 * 4
+
+
+def test_a_graph_reads_one_row_of_the_embedding_for_each_sequence(llama: Model) -> None:
+    """A row of 128: 4 bits a weight, and for each group of 32 a zero of 4 and a scale of 32."""
+    model = quantize(llama, QuantSpec(4, 32))
+    one, many = (of_graph(model, torch.float32, batch) for batch in (1, 16))
+    assert many - one == 15 * 128 * (4 + 36 / 32) / 8
+
+
+def test_the_bytes_of_a_step_are_those_of_its_shape(
+    llama: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "bandwidth", lambda device: Bandwidth(10.0, 8.0, 64.0))
+    options = {"tokens": 2, "rounds": 1, "seconds": 0.0, "repeats": 0, "baselines": ()}
+    found = measure(Latency("dense", (8,), (1, 4), **options), llama, llama)  # type: ignore[arg-type]
+    one, four = (row["step_bytes"]["point"] for row in found.details)
+    assert four - one == 3 * 128 * 4

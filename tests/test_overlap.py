@@ -66,3 +66,21 @@ def test_unicode_words_keep_their_umlauts():
 def test_rouge_takes_the_best_reference():
     scores = rouge(TEXTS[:1], [("something else", TEXTS[0])], "words")
     assert np.all(scores == 1)
+
+
+def test_each_further_order_without_a_match_counts_half_as_much():
+    texts = [
+        "sat the mat in cat",
+        "ball dog red the old",
+        "dark home nobody it was",
+        "day it all so we",
+    ]
+    scorer = Bleu("13a")
+    sums = scorer.counts(texts, GOLD).sum(0, keepdims=True)
+    assert (sums[0, 2:4] == 0).all()  # no match of three words, nor of four
+    assert (sums[0, 4:8] > 0).all()
+    assert bleu(sums)[0] == pytest.approx(scorer.corpus(texts, GOLD), rel=1e-9)
+
+
+def test_rouge_takes_words_as_they_are_written():
+    assert rouge(["running dogs"], [("run dog",)], "words").tolist() == [[0, 0, 0]]

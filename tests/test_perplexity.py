@@ -155,3 +155,36 @@ def real(shared_data, name, tokens, artifacts: Artifacts):
     text = TextSource("stories", str(path), fold_newlines=True)
     data = Data("tinystories", {"stories": text}, window=512)
     return metrics(Perplexity(tokens)(model, Reference(model, data, artifacts)))["ppl/stories"]
+
+
+def test_the_ratio_of_bits_per_byte_is_to_full_precisions(model, reference):
+    own = metrics(Perplexity()(model, reference))["bits_per_byte/text"].value
+    found = metrics(Perplexity()(scaled(model, 2.0), reference))["bits_per_byte/text"]
+    assert found.value > own
+    assert found.delta.value == pytest.approx(found.value / own)
+
+
+def test_log_probabilities_are_kept_of_the_first_windows_alone(model, monkeypatch):
+    from bitsweep.probes import _forward as forward
+
+    monkeypatch.setattr(forward, "CPU_BATCH_TOKENS", 128)  # two windows, then one
+    windows = torch.arange(192).view(3, 64)
+    one = 63 * tiny.VOCABULARY * 4
+    assert scores(model, windows, one).log_probabilities.numel() == 0  # not of the last one
+    assert len(scores(model, windows, 2 * one).log_probabilities) == 2
+
+
+def test_losses_of_a_16_bit_model_are_taken_in_float32(model):
+    half = model.copy()
+    head = torch.nn.Linear(128, tiny.VOCABULARY, bias=False, dtype=torch.bfloat16)
+    head.weight = torch.nn.Parameter(model.get("lm_head").weight.bfloat16(), requires_grad=False)
+    half.replace("lm_head", head)
+    head.register_forward_pre_hook(lambda module, args: (args[0].bfloat16(),))
+    windows = torch.arange(128).view(2, 64)
+    logits = half.module(windows).logits[:, :-1]
+    assert logits.dtype == torch.bfloat16
+    exact = torch.log_softmax(logits.double(), dim=-1)
+    expected = -exact.gather(2, windows[:, 1:, None]).sum((1, 2))
+    found = scores(half, windows, 2**30)
+    assert found.losses.tolist() == pytest.approx(expected.tolist(), rel=1e-6)
+    assert torch.allclose(found.log_probabilities.double(), exact, rtol=1e-5, atol=1e-5)

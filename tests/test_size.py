@@ -4,6 +4,7 @@ import pytest
 import tiny
 import torch
 
+from bitsweep.activations import InputQuantizer
 from bitsweep.artifacts import Artifacts
 from bitsweep.calibration import Calibration
 from bitsweep.data import Data, Reference
@@ -11,8 +12,8 @@ from bitsweep.linear import quantized
 from bitsweep.lowrank import Correction
 from bitsweep.methods import place
 from bitsweep.models import ModelSource, load
-from bitsweep.probes.size import MIB, Size, parts
-from bitsweep.spec import QuantSpec
+from bitsweep.probes.size import MIB, Size, parts, stored_bytes
+from bitsweep.spec import InputSpec, QuantSpec
 from bitsweep.tensor import QuantTensor
 from bitsweep.transforms.low_rank import LowRank
 from bitsweep.transforms.prune import Prune
@@ -158,3 +159,36 @@ def test_a_layer_of_low_rank_counts_as_its_factors(tmp_path):
     factors = 2 * 8 * (2 * 256 + 2 * 192 + 3 * 384)  # q, o; k, v; gate, up, down
     expected = 4 * (factors + NORMS + 2 * EMBEDDING)
     assert sizes(thin, model)["file_mib"].value == expected / MIB
+
+
+def test_static_ranges_of_inputs_are_a_part_of_the_file(tmp_path):
+    model = tiny.load("llama", tmp_path)
+    name = "model.layers.0.mlp.up_proj"
+    copy = quantize(model, QuantSpec(4, 64), [name])
+    without = sizes(copy, model)["file_mib"].value
+    spec = InputSpec(QuantSpec(8, -1, scale_dtype="float32"), range="minmax")
+    ranges = {"scale": torch.ones(1, 1), "zero": torch.zeros(1, 1)}
+    copy.get(name).input_quantizer = InputQuantizer(spec, ranges)
+    assert parts(copy, 4)["input_ranges"] == 4 + 1  # a scale in float32, a zero of 8 bits
+    assert (sizes(copy, model)["file_mib"].value - without) * MIB == pytest.approx(5)
+    assert sum(parts(copy, 4).values()) == sizes(copy, model)["file_mib"].value * MIB
+
+
+def test_the_stored_width_is_that_of_most_numbers_and_not_of_most_tensors(tmp_path):
+    module = tiny.build("llama")
+    for layer in module.model.layers:
+        layer.mlp.bfloat16()  # 6 of 21 tensors, more than half of the numbers
+    module.save_pretrained(tmp_path / "mixed")
+    tiny.tokenizer().save_pretrained(tmp_path / "mixed")
+    source = ModelSource("mixed", str(tmp_path / "mixed"), dtype="float32")
+    assert stored_bytes(source, Artifacts(None)) == 2
+
+
+def test_the_ratio_is_to_the_checkpoint_and_not_to_what_the_transforms_left(tmp_path):
+    model = tiny.load("llama", tmp_path)
+    copy = pruned(model)
+    reference = Reference(model, Data("d"), Artifacts(None))
+    reference.unrounded = copy
+    found = {metric.name: metric for metric in Size()(copy, reference).metrics}["file_mib"]
+    full = 4 * (LINEAR + NORMS + 2 * EMBEDDING) / MIB
+    assert found.delta.value == pytest.approx(found.value / full)
