@@ -217,3 +217,59 @@ def test_a_checkpoint_that_was_quantized_before_is_no_reference_and_says_what_it
     row = labels.rows(table)[1]
     assert (labels.method(row), labels.weights(row)) == ("exported", "w4g64, w8")
     assert row["label"] == "exported w4g64, w8"
+
+
+def engines(name: str, *values: float) -> list[records.Record]:
+    """One point timed by an engine for each of ``values``, on one machine."""
+    made = []
+    for place, value in enumerate(values):
+        signature = f"{name}|engine:torch_{place}|prompt:128|batch:1|threads:2"
+        metric = records.Metric(name, value, "ms", "lower", signature)
+        made.append(records.record("rtn", 4, kind="timing", metrics=[metric]))
+        made[-1].run_id = f"{place}" * 64
+    return made
+
+
+def test_of_two_engines_on_one_machine_the_faster_decode_is_the_rows():
+    for values, engine in (((1.0, 2.0), "torch_0"), ((2.0, 1.0), "torch_1")):
+        (row,) = labels.rows(frame(engines("decode_ms", *values)))
+        assert (row["decode_ms"], row["engine"]) == (1.0, engine)
+
+
+def test_of_two_engines_on_one_machine_the_lower_peak_is_the_rows():
+    for values in ((50.0, 80.0), (80.0, 50.0)):
+        (row,) = labels.rows(frame(engines("decode_peak_mib", *values)))
+        assert row["decode_peak_mib"] == 50.0
+
+
+def test_a_number_is_that_of_the_fullest_record_of_its_point():
+    """A Record of few windows, asked beside a fuller one, does not replace what that measured."""
+    judged = records.record("rtn", 4, metrics=[records.ppl(2.7), records.number("kl/t", 0.1)])
+    later = records.record("rtn", 4, metrics=[records.ppl(2.9)])
+    for run_id in ("0" * 64, "f" * 64):  # whichever comes first
+        later.run_id = run_id
+        (row,) = labels.rows(frame([judged, later]))
+        assert row["ppl/in_domain"] == 2.7
+
+
+def test_a_point_of_two_experiments_is_a_row_of_each():
+    both = [records.record("rtn", 4, metrics=[records.ppl(2.7)]) for _ in range(2)]
+    both[1].experiment, both[1].run_id = "other", "f" * 64
+    table = frame(both)
+    assert sorted(table["experiment"]) == ["demo", "other"]
+
+
+def test_the_threads_of_a_row_are_those_that_its_time_was_taken_with():
+    found = timed("latency|engine:torch_int4|prompt:128|batch:1|threads:1")
+    found.point["threads"] = 2
+    assert frame([found]).loc[0, "threads"] == 1
+
+
+def test_a_budget_is_what_was_asked_and_beside_it_what_was_spent():
+    notes = {"average_bits": 4.5, "spent_bits": 4.25, "slack_bytes": 12, "predicted": {"ppl": 2.0}}
+    found = records.record("rtn", 4)
+    found.plan["notes"] = notes
+    (row,) = labels.rows(frame([found]))
+    budget = (row["budget_bits"], row["budget_spent"], row["budget_slack_bytes"])
+    assert budget == (4.5, 4.25, 12)
+    assert row["predicted/ppl"] == 2.0

@@ -14,7 +14,7 @@ from bitsweep.data import Data, Reference, questions
 from bitsweep.errors import UserError
 from bitsweep.linear import quantized
 from bitsweep.models import ModelSource, load
-from bitsweep.probes.tasks import Tasks
+from bitsweep.probes.tasks import Tasks, _metric
 from bitsweep.spec import QuantSpec
 from bitsweep.tensor import QuantTensor
 
@@ -164,3 +164,9 @@ def test_every_shipped_task_answers(name, patient, artifacts, request):
     data = Data("d", questions=(name,), tasks_dir=folder)
     metric = Tasks(limit=2)(patient, Reference(patient, data, artifacts)).metrics[0]
     assert metric.name == f"acc/{name}"
+
+
+def test_the_change_of_an_accuracy_is_negative_where_the_model_is_worse():
+    full = {"items": [1.0, 1.0, 1.0, 1.0], "value": 1.0, "higher": True}
+    own = {"items": [1.0, 0.0, 0.0, 1.0], "value": 0.5, "higher": True}
+    assert _metric("acc/t", own, full, "task:t").delta.value == -0.5
