@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from desk import Desk, lay
 from omegaconf import DictConfig
@@ -85,6 +86,64 @@ def test_a_point_in_another_process_knows_its_number_and_is_counted_when_that_is
     assert not any("left" in line for line in lines)
     session.outcomes.clear()
     assert session.finished == 3
+
+
+class Weighed(Elsewhere):
+    """Knows how many bytes travel with its first point."""
+
+    sent = 0
+
+    def __call__(self, task_config: DictConfig) -> Outcome:
+        self.sent = self.sent or len(pickle.dumps(self))
+        return super().__call__(task_config)
+
+
+def test_what_travels_with_a_point_does_not_grow_with_the_number_of_points(desk: Desk) -> None:
+    few, many = Weighed(), Weighed()
+    launch(desk.overrides("bits=3", "experiment=few0"), few)
+    launch(desk.overrides("bits=2,3,4", "group_size=64,32", "experiment=many"), many)
+    assert few.sent == many.sent
+
+
+class Stopped(Session):
+    """Is stopped when its first point is on its way."""
+
+    def __call__(self, task_config: DictConfig) -> Outcome:
+        pickle.dumps(self)
+        raise KeyboardInterrupt
+
+
+def test_nothing_of_a_launch_stays_in_the_cache(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITSWEEP_CACHE", str(desk.folder / "cache"))
+    with pytest.raises(KeyboardInterrupt):
+        launch(desk.overrides("bits=2,3"), Stopped())
+    assert (desk.folder / "cache").is_dir()
+    assert not list((desk.folder / "cache").glob(".launch-*"))
+
+
+def test_points_of_one_label_are_told_apart_in_the_lines_of_a_sweep(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch(desk.overrides("method=gptq", "calibration.windows=2,3"), Elsewhere())
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert [line.partition("  ppl")[0] for line in lines] == [
+        "[1/2] gptq w4g64 uniform calibration.windows=2",
+        "[2/2] gptq w4g64 uniform calibration.windows=3",
+    ]
+
+
+def test_the_lines_of_a_sweep_name_the_model_where_there_are_several(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.llama(desk.folder / "twin", num_hidden_layers=1)
+    swept(desk, "model.path=llama,twin", "bits=3")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert [line.partition("  ppl")[0] for line in lines] == [
+        "[1/2] llama rtn w3g64 uniform",
+        "[2/2] twin rtn w3g64 uniform",
+    ]
 
 
 def test_force_measures_again(desk: Desk) -> None:

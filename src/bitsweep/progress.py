@@ -31,6 +31,7 @@ class Progress:
         self.console = Console(highlight=False, soft_wrap=True, markup=False)
         self.total = 1
         self.before = 0
+        self.several = False
         self.alone = True
         self._number: int | None = 1
         self._status: Any = None
@@ -40,7 +41,12 @@ class Progress:
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process prints to its own console, without a live line."""
-        return {"total": self.total, "before": self.before, "alone": False}
+        return {
+            "total": self.total,
+            "before": self.before,
+            "several": self.several,
+            "alone": False,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
@@ -51,6 +57,7 @@ class Progress:
         fates = Counter(candidate.fate for candidate in candidates)
         self.before = fates["done"]
         self.total = fates["run"] + fates["done"]
+        self.several = len({candidate.job.point.model.name for candidate in candidates}) > 1
         counts = [f"{fates['run']} to run"]
         counts += [f"{fates[fate]} {fate}" for fate in ("done", "refused", "merged") if fates[fate]]
         self.console.print(f"{len(candidates)} points: {', '.join(counts)}  ({wall_s:.1f} s)")
@@ -62,6 +69,11 @@ class Progress:
             others = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
             self.console.print(f"{reason}  ({labels[0]}{others})")
         self._began = time.perf_counter()
+
+    def called(self, candidate: Candidate) -> str:
+        """What its lines say of a point; the model where the sweep has several."""
+        model = f"{candidate.job.point.model.name} " if self.several else ""
+        return f"{model}{candidate.name}"
 
     def start(self, label: str, number: int | None = 1) -> None:
         """A point starts, the ``number``-th that is launched; None where that is not known."""

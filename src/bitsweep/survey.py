@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from bitsweep import config
@@ -32,13 +32,22 @@ ONLY_EACH = f"policy.only={EACH}"
 
 @dataclass(frozen=True)
 class Candidate:
-    """One point of a grid and what becomes of it; ``reason`` says why it is not launched."""
+    """One point of a grid and what becomes of it; ``reason`` says why it is not launched.
+
+    ``apart``: what was typed in which it differs from others of its model and label.
+    """
 
     overrides: list[str]
     job: Job
     fate: Fate
     reason: str = ""
     prepared: Prepared | None = None
+    apart: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Its label, told apart from others: ``gptq w4g32 uniform calibration.windows=16``."""
+        return " ".join([self.label, *self.apart])
 
     @property
     def label(self) -> str:
@@ -85,7 +94,19 @@ def survey(
             f"experiment, results_dir: the Records of a sweep go to one folder, not to "
             f"{', '.join(folders)}; launch one after another"
         )
-    return found
+    return _told_apart(found)
+
+
+def _told_apart(candidates: list[Candidate]) -> list[Candidate]:
+    """Each with what was typed in which it differs from others of its model and label."""
+    names = [(candidate.job.point.model.name, candidate.label) for candidate in candidates]
+    common: dict[tuple[str, str], set[str]] = {}
+    for name, candidate in zip(names, candidates, strict=True):
+        common[name] = common.get(name, set(candidate.overrides)) & set(candidate.overrides)
+    return [
+        replace(candidate, apart=tuple(w for w in candidate.overrides if w not in common[name]))
+        for name, candidate in zip(names, candidates, strict=True)
+    ]
 
 
 def _composed(

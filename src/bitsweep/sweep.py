@@ -16,6 +16,7 @@ from bitsweep.artifacts import Artifacts, cache_root
 from bitsweep.compose import CONFIG_NAME, hydra_app, normal, one_line_errors
 from bitsweep.config import Job
 from bitsweep.errors import Refused, UserError
+from bitsweep.launching import Parcels
 from bitsweep.progress import Progress
 from bitsweep.record import Record
 from bitsweep.store import Store, uncollected
@@ -59,13 +60,18 @@ class Session:
     outcomes: list[Outcome] = field(default_factory=list)
     config_dir: str | None = None
     _mirrors: dict[str, tracking.Mirrors] = field(default_factory=dict)
+    _parcels: Parcels | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A launcher that starts processes gives each its own artifacts over the same cache, and
-        of the points those that it may have to run: all travel with each."""
+        """A launcher that starts processes gives each its own artifacts over the same cache; it
+        sends all this with every point, so the points themselves go another way."""
+        if self.candidates and self._parcels is None:
+            launched = (each for each in self.candidates if each.fate == "run")
+            self._parcels = Parcels.of(launched, self.artifacts.root)
         own = {
             "artifacts": Artifacts(self.artifacts.root),
-            "candidates": [each for each in self.candidates if each.fate == "run"],
+            "candidates": [],
+            "outcomes": [],
             "_mirrors": {},
         }
         return self.__dict__ | own
@@ -101,11 +107,9 @@ class Session:
 
         hydra = HydraConfig.get()
         overrides = [str(item) for item in hydra.overrides.task]
-        number = 0
-        for candidate in self.candidates:
-            number += candidate.fate == "run"
-            if candidate.overrides == overrides:
-                return self._or_halt(candidate, number)
+        known = self._chosen(overrides)
+        if known is not None:
+            return self._or_halt(*known)
         values = OmegaConf.to_container(task_config, resolve=True)
         taken = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
         assert isinstance(values, dict)
@@ -113,6 +117,15 @@ class Session:
         job = config.parse(plain, taken, command_of(overrides, self.config_dir))
         candidate = Candidate(overrides, job, "run")  # another sweeper's: not surveyed
         return self._or_halt(candidate, None)
+
+    def _chosen(self, overrides: list[str]) -> tuple[Candidate, int] | None:
+        """The surveyed point of these overrides, and its number among those that are launched."""
+        number = 0
+        for candidate in self.candidates:
+            number += candidate.fate == "run"
+            if candidate.overrides == overrides:
+                return candidate, number
+        return None if self._parcels is None else self._parcels.take(overrides)
 
     def _or_halt(self, candidate: Candidate, number: int | None) -> Outcome:
         try:
@@ -128,7 +141,7 @@ class Session:
         """
         from bitsweep.run import execute
 
-        job, label = candidate.job, candidate.label
+        job, label = candidate.job, self.progress.called(candidate)
         store = Store(job.point.folder)
         prepared = candidate.prepared or self._prepared(job)
         run_ids = () if prepared is None else prepared.run_ids.values()
@@ -180,6 +193,12 @@ class Session:
         """Take in outcomes that came back from another process."""
         known = {id(outcome) for outcome in self.outcomes}
         self.outcomes += [outcome for outcome in outcomes if id(outcome) not in known]
+
+    def clear(self) -> None:
+        """Nothing is launched any more."""
+        if self._parcels is not None:
+            self._parcels.remove()
+            self._parcels = None
 
     def mirror_report(self, report: Any) -> None:
         """Show the trackers what the sweep ended in."""
@@ -234,4 +253,6 @@ def launch(overrides: Sequence[str], session: Session, extra_dir: str | None = N
             hydra.multirun(config_name=CONFIG_NAME, task_function=session, overrides=lines)
     except Halt as halt:
         raise halt.error from None
+    finally:
+        session.clear()
     return session

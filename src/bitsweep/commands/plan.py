@@ -77,7 +77,7 @@ def _survey(overrides: list[str], config_dir: str | None, artifacts: Artifacts) 
 def _print(candidates: Sequence[Candidate], artifacts: Artifacts) -> None:
     history = _history(candidates)
     total, rough = 0.0, False
-    names = told_apart(candidates)
+    names = [f"{candidate.job.point.model.name} {candidate.name}" for candidate in candidates]
     width = max(map(len, names))
     for number, (candidate, name) in enumerate(zip(candidates, names, strict=True), 1):
         note = candidate.reason
@@ -98,18 +98,6 @@ def _print(candidates: Sequence[Candidate], artifacts: Artifacts) -> None:
     )
     tail = f"; about {duration(total)} ({source})" if fates["run"] else ""
     print(f"{len(candidates)} points: {', '.join(counts)}{tail}")
-
-
-def told_apart(candidates: Sequence[Candidate]) -> list[str]:
-    """Model and label of each, with what was typed in which it differs from others of that name."""
-    names = [f"{c.job.point.model.name} {c.label}" for c in candidates]
-    common: dict[str, set[str]] = {}
-    for name, candidate in zip(names, candidates, strict=True):
-        common[name] = common.get(name, set(candidate.overrides)) & set(candidate.overrides)
-    return [
-        " ".join([name, *(word for word in candidate.overrides if word not in common[name])])
-        for name, candidate in zip(names, candidates, strict=True)
-    ]
 
 
 def slack(candidate: Candidate) -> str:
