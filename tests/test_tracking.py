@@ -18,8 +18,18 @@ from bitsweep.config import job
 from bitsweep.errors import UserError
 from bitsweep.record import Record
 from bitsweep.store import Store
-from bitsweep.tracking.flat import TEXT_CAP, config, label, numbers, plain, safe
+from bitsweep.tracking.flat import (
+    NAME_CAP,
+    TEXT_CAP,
+    WINDOWS,
+    config,
+    label,
+    numbers,
+    plain,
+    safe,
+)
 
+RESULTS = Path(__file__).parents[1] / "results"
 HOME = "/home/somebody"
 SECRET = "5ec12e7" * 6
 WEIRD = "<script>alert('x')</script>\n| `a` \\ é 漢字 🎉"
@@ -139,6 +149,34 @@ def test_a_long_text_is_cut_and_a_label_is_one_line():
     odd = measured()[5]
     assert config(odd)["method_options"] == "x" * TEXT_CAP
     assert label(odd) == "hqq <script>alert('x')</script> | `a` \\ é 漢字 🎉"
+
+
+def test_runs_of_a_model_that_differ_in_calibration_or_seed_have_names_that_differ():
+    for experiment in ("calibration", "methods"):
+        runs = [r for r in Store(RESULTS / experiment).records() if r.status == "ok"]
+        names = [(run.point["model"], label(run)) for run in runs]
+        assert len(runs) == len(set(names)) > 90
+    assert ("reference", "awq w3g64 uniform calibration=other_domain windows=16 seed=2") in {
+        (run.point["model"], label(run)) for run in Store(RESULTS / "calibration").records()
+    }
+
+
+def test_a_run_of_the_default_calibration_is_named_by_its_label_alone():
+    assert compose([])["calibration"]["windows"] == WINDOWS
+    runs = Store(RESULTS / "demo").records()
+    assert any(run.calibration for run in runs)
+    assert [label(run) for run in runs] == [run.point["label"] for run in runs]
+
+
+def test_a_window_is_said_where_it_is_not_that_of_the_data():
+    run = next(r for r in Store(RESULTS / "demo").records() if r.calibration and r.kind != "timing")
+    run.calibration = {**run.calibration, "window": 64, "choice": "longest"}
+    assert label(run) == f"{run.point['label']} window=64 choice=longest"
+
+
+def test_what_tells_a_run_apart_is_not_cut_off():
+    run = records.record("gptq", 4, label="x" * 300, seed=7)
+    assert label(run) == "x" * (NAME_CAP - 7) + " seed=7"
 
 
 class Down:

@@ -189,7 +189,7 @@ def _row(group: Sequence[Record], names: dict[str, str], machines: Machines) -> 
         "reason": main.reason,
         "model": names[main.run_id],  # the first of the axes, whatever their order in the file
         **config,
-        **_calibration(main),
+        **calibrated(main),
         "point_id": main.point_id,
         "run_id": main.run_id,
         "plan": main.plan.get("summary"),
@@ -222,7 +222,7 @@ def _any_dirty(main: Record, group: Sequence[Record]) -> bool | None:
     return any(r.provenance.get("dirty") for r in group) or main.provenance.get("dirty")
 
 
-def _calibration(record: Record) -> dict[str, Any]:
+def calibrated(record: Record) -> dict[str, Any]:
     """How its text was used, by the keys of the command line; None for a point without one."""
     known = record.calibration or {}
     keys = ("windows", "window", "choice", "seed")

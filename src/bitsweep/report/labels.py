@@ -147,23 +147,31 @@ def method(row: Row, axes: Sequence[str] = ()) -> str:
     if row.get("method_options"):
         words.append(f"({row['method_options']})")
     for axis in axes:
-        value = row.get(axis)
-        if missing(value) or value == "" or value == UNSAID.get(axis):
-            continue
-        if axis == "calibration.seed" and missing(row.get("seed")):
-            axis = "seed"  # of a method that draws nothing but its text
-        elif axis == "calibration.seed" and value == row["seed"]:
+        word = said(row, axis)
+        if not word:
             continue
         if axis == "transforms":
-            words.insert(0, f"{value} +")
+            words.insert(0, f"{row[axis]} +")
         elif axis in ("input", "kv"):
-            words.append({"input": "a", "kv": "kv"}[axis] + str(value).removeprefix("w"))
+            words.append({"input": "a", "kv": "kv"}[axis] + str(row[axis]).removeprefix("w"))
         elif axis != "recover":
-            name = axis if axis == "calibration.seed" else axis.removeprefix("calibration.")
-            words.append(f"{name}={value}")
+            words.append(word)
     if "recover" in axes and not missing(row.get("recover")) and row["recover"] != "":
         words.append(f"+ {row['recover']}")
     return " ".join(words)
+
+
+def said(row: Row, axis: str) -> str:
+    """``windows=16``; empty where nobody chose, and for a text's seed that is the method's too."""
+    value = row.get(axis)
+    if missing(value) or value == "" or value == UNSAID.get(axis):
+        return ""
+    if axis == "calibration.seed" and missing(row.get("seed")):
+        axis = "seed"  # of a method that draws nothing but its text
+    elif axis == "calibration.seed" and value == row["seed"]:
+        return ""
+    name = axis if axis == "calibration.seed" else axis.removeprefix("calibration.")
+    return f"{name}={value}"
 
 
 def marked(name: str, row: Row) -> str:

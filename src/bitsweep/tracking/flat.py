@@ -13,6 +13,15 @@ Scalar = str | int | float | bool | None
 TEXT_CAP = 6000
 """Characters of one column: the most that MLflow takes for a parameter."""
 NAME_CAP = 200
+WINDOWS = 128
+"""Of calibration text, where nobody chose: ``conf/calibration/default.yaml``."""
+SAID = (
+    "calibration", "calibration.windows", "calibration.window", "calibration.choice", "seed",
+    "calibration.seed",
+)  # fmt: skip
+"""Axes that a point's label leaves out and a run's name does not, in this order."""
+WINDOW = re.compile(r"\|window:(\d+)\|stride:")
+"""Of the data, in the signature of what is measured on its text."""
 _END = r"\s,;|'\"(){}\[\]"
 PLACE = re.compile(rf"(?<![^=:{_END}])(?:[A-Za-z][\w+.-]*://|~?[/\\]|[A-Za-z]:[/\\])[^{_END}]+")
 """A URL or an absolute path within a text."""
@@ -77,9 +86,38 @@ def numbers(record: Record) -> dict[str, float | None]:
 
 
 def label(record: Record) -> str:
-    """What a person calls the run: one line, at most 200 characters."""
-    text = " ".join(str(plain(record.point.get("label") or "")).split())
-    return text[:NAME_CAP] or record.run_id[:12]
+    """What a person calls the run: one line, at most 200 characters.
+
+    The point's label and, as tables spell it, what its calibration and seed have that is not the
+    default: ``gptq w3g64 uniform calibration=other_domain windows=16 seed=1``.
+    """
+    text = " ".join(str(plain(record.point.get("label") or "")).split()) or record.run_id[:12]
+    behind = "".join(f" {plain(word)}" for word in _chosen(record))
+    return f"{text[: NAME_CAP - len(behind)]}{behind}"
+
+
+def _chosen(record: Record) -> list[str]:
+    """What of its calibration and seed is not what conf has; nothing that another Record decides.
+
+    The default text is called as the data, its window is the data's: a Record without a metric of
+    text (a timing) does not say that, and what it had is taken for the default.
+    """
+    from bitsweep.report import labels  # with pandas, which a sweep needs at its end
+    from bitsweep.report.frame import calibrated
+
+    how = calibrated(record)
+    row = {**record.point, **how}
+    default = {
+        "calibration": row.get("data"),
+        "calibration.windows": WINDOWS,
+        "calibration.window": how["calibration.window"],
+    }
+    for metric in record.metrics.values():
+        if found := WINDOW.search(metric.signature):
+            default["calibration.window"] = int(found[1])
+            break
+    words = [labels.said(row, axis) for axis in SAID if row.get(axis) != default.get(axis)]
+    return [word for word in words if word]
 
 
 def period(record: Record) -> tuple[float, float]:

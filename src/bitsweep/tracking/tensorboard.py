@@ -36,7 +36,7 @@ PNG_SIZE = slice(16, 24)
 
 @dataclass(frozen=True)
 class Tensorboard:
-    """``dir``: where the run folders lie, ``EXPERIMENT/LABEL RUN_ID-ATTEMPT``."""
+    """``dir``: where the run folders lie, ``EXPERIMENT/NAME RUN_ID-ATTEMPT``."""
 
     dir: str = ".bitsweep/tensorboard"
     name: ClassVar[str] = "tensorboard"
