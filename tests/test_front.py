@@ -166,3 +166,13 @@ def test_the_front_is_what_comparing_all_with_all_gives(seed: int) -> None:
     turned["decode_ms.lo"], turned["decode_ms.hi"] = lo, hi
     turned.attrs["metrics"] = meaning | {"decode_ms": {"better": "higher"}}
     assert list(front(turned, "decode_ms", "ppl")) == by_definition(points)
+
+
+def test_a_point_that_another_model_would_beat_is_on_the_front_of_its_own():
+    found = []
+    for model, bits, size, value in (("small", 4, 1.0, 9), ("large", 8, 9.0, 10)):
+        file = records.number("file_mib", size, "MiB", "lower")
+        found.append(records.record("rtn", bits, model=model, metrics=[file, records.ppl(value)]))
+    assert set(front(frame(found), "file_mib", "ppl/in_domain")) == {"front"}
+    found[1].point["model"], found[1].model["sha256"] = "small", found[0].model["sha256"]
+    assert set(front(frame(found), "file_mib", "ppl/in_domain")) == {"front", "dominated"}

@@ -166,6 +166,19 @@ def test_points_that_differ_in_seeds_alone_are_one_row_of_mean_and_spread() -> N
     assert line.cells[3:] == (f"{mean:.4f} ± {deviation:.4f} (2.7000 to 3.1000)", "3")
 
 
+def test_points_of_other_bits_groups_or_experiments_are_no_repetition_of_a_seed() -> None:
+    one = records.record("gptq", 4, 64, seed=0, metrics=[records.ppl(2.7)])
+    others = [
+        records.record("gptq", bits, group, seed=1, metrics=[records.ppl(2.8)])
+        for bits, group in ((3, 64), (4, 32), (4, 64))
+    ]
+    others[2].experiment = "another"
+    for other in others:
+        assert seeds.repeated(frame([one, other])) == []
+    others[2].experiment = one.experiment
+    assert len(seeds.repeated(frame([one, others[2]]))) == 1
+
+
 def test_what_varies_of_the_calibration_is_named_and_a_seed_once() -> None:
     longest = calibrated(choice="longest")
     del longest.calibration["seed"]
