@@ -43,6 +43,22 @@ def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["transforms=[rotate]"],
+        ["transforms=[rotate,prune]", "transforms.prune.score=magnitude"],
+        ["transforms=[low_rank]", "transforms.low_rank.activation_aware=false"],
+        ["recover=[low_rank]", "recover.low_rank.weighting=plain"],
+        ["method=hqq", "input.bits=8"],
+    ],
+    ids=" ".join,
+)
+def test_a_point_that_looks_at_no_text_needs_none_to_calibrate_on(desk, words):
+    words = ["method=rtn", "bits=4", "group_size=-1", *words]
+    assert desk("run", *words, "data.calibration_path=null") == cli.OK
+
+
 @pytest.mark.parametrize("verb", ["", *cli.VERBS])
 def test_help_shows_without_torch_in_under_a_second_of_work(verb: str) -> None:
     code = (

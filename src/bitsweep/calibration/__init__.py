@@ -90,9 +90,14 @@ class Calibration:
         self._next = 0
 
     def of(self, model: Model) -> Calibration:
-        """The same windows for ``model``, a transformed version of this one's."""
+        """The same windows for ``model``, a transformed version of this one's.
+
+        Text and tokenizer decide them: where nobody has asked yet, they are chosen when somebody
+        does, and a point that looks at no text needs none.
+        """
         calibration = Calibration(model, self.spec, self.artifacts)
-        calibration.tokens = self.tokens
+        if "tokens" in vars(self):
+            calibration.tokens = self.tokens
         return calibration
 
     @cached_property
