@@ -171,12 +171,13 @@ def test_a_run_of_the_default_calibration_is_named_by_its_label_alone():
 def test_a_window_is_said_where_it_is_not_that_of_the_data():
     run = next(r for r in Store(RESULTS / "demo").records() if r.calibration and r.kind != "timing")
     run.calibration = {**run.calibration, "window": 64, "choice": "longest"}
-    assert label(run) == f"{run.point['label']} window=64 choice=longest"
+    assert label(run) == f"{run.point['label']} calibration=reference window=64 choice=longest"
 
 
 def test_what_tells_a_run_apart_is_not_cut_off():
     run = records.record("gptq", 4, label="x" * 300, seed=7)
-    assert label(run) == "x" * (NAME_CAP - 7) + " seed=7"
+    behind = " calibration=reference seed=7"
+    assert label(run) == "x" * (NAME_CAP - len(behind)) + behind
 
 
 class Down:

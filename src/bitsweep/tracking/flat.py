@@ -16,8 +16,7 @@ NAME_CAP = 200
 WINDOWS = 128
 """Of calibration text, where nobody chose: ``conf/calibration/default.yaml``."""
 SAID = (
-    "calibration", "calibration.windows", "calibration.window", "calibration.choice", "seed",
-    "calibration.seed",
+    "calibration.windows", "calibration.window", "calibration.choice", "seed", "calibration.seed",
 )  # fmt: skip
 """Axes that a point's label leaves out and a run's name does not, in this order."""
 WINDOW = re.compile(r"\|window:(\d+)\|stride:")
@@ -88,12 +87,16 @@ def numbers(record: Record) -> dict[str, float | None]:
 def label(record: Record) -> str:
     """What a person calls the run: one line, at most 200 characters.
 
-    The point's label and, as tables spell it, what its calibration and seed have that is not the
-    default: ``gptq w3g64 uniform calibration=other_domain windows=16 seed=1``.
+    The point's label and, as tables spell it, what of its calibration and seed is not the default:
+    ``gptq w3g64 uniform calibration=other_domain windows=16 seed=1``.
     """
-    text = " ".join(str(plain(record.point.get("label") or "")).split()) or record.run_id[:12]
-    behind = "".join(f" {plain(word)}" for word in _chosen(record))
+    text = _line(record.point.get("label") or "") or record.run_id[:12]
+    behind = "".join(f" {_line(word)}" for word in _chosen(record))[:NAME_CAP]
     return f"{text[: NAME_CAP - len(behind)]}{behind}"
+
+
+def _line(text: str) -> str:
+    return " ".join(str(plain(text)).split())
 
 
 def _chosen(record: Record) -> list[str]:
@@ -108,7 +111,6 @@ def _chosen(record: Record) -> list[str]:
     how = calibrated(record)
     row = {**record.point, **how}
     default = {
-        "calibration": row.get("data"),
         "calibration.windows": WINDOWS,
         "calibration.window": how["calibration.window"],
     }
@@ -117,6 +119,8 @@ def _chosen(record: Record) -> list[str]:
             default["calibration.window"] = int(found[1])
             break
     words = [labels.said(row, axis) for axis in SAID if row.get(axis) != default.get(axis)]
+    if any(words) or row.get("calibration") != row.get("data"):
+        words.insert(0, labels.said(row, "calibration"))  # so many windows of which text
     return [word for word in words if word]
 
 
