@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from desk import QUICK, lay
 
-from bitsweep import config
+from bitsweep import config, provenance
 from bitsweep.artifacts import Artifacts
 from bitsweep.compose import compose
 from bitsweep.errors import Refused
@@ -17,6 +18,7 @@ from bitsweep.methods.rtn import RTN
 from bitsweep.point import Point
 from bitsweep.policies.rules import Policy
 from bitsweep.prepared import prepare
+from bitsweep.probes.perplexity import Perplexity
 from bitsweep.run import execute
 from bitsweep.store import Store
 
@@ -200,3 +202,58 @@ def test_the_row_says_what_training_cost(make, artifacts):
     assert row.timings["finetune"]["cpu_s"] > 0
     assert row.point["method_options"] == "steps=2"
     assert row.point["recover"] == "finetune (steps=1)"
+
+
+LATENCY = "probes.latency={_target_: bitsweep.probes.latency.Latency, tokens: TOKENS}"
+
+
+def test_a_record_is_named_by_how_it_was_measured(make, artifacts, monkeypatch):
+    def ids(tokens, *overrides):
+        point = make(LATENCY.replace("TOKENS", str(tokens)), *overrides)
+        return prepare(point, artifacts).run_ids
+
+    base = ids(2)
+    for other in (ids(3), ids(2, "engine=torch_int4")):
+        assert other["timing"] != base["timing"]
+        assert other["quality"] == base["quality"]
+    monkeypatch.setattr(Perplexity, "version", Perplexity.version + 1)
+    assert ids(2)["quality"] != base["quality"]
+    assert ids(2)["timing"] == base["timing"]
+
+
+def test_a_time_is_named_by_its_machine_and_a_quality_is_not(make, artifacts, monkeypatch):
+    def ids():
+        return prepare(make(LATENCY.replace("TOKENS", "2")), artifacts).run_ids
+
+    base = ids()
+    for holder, name in ((torch, "get_num_threads"), (provenance, "device_name")):
+        with monkeypatch.context() as other:
+            other.setattr(holder, name, lambda *_: 77)
+            assert ids()["timing"] != base["timing"], name
+            assert ids()["quality"] == base["quality"], name
+
+
+def test_a_quality_is_named_by_its_text_window_and_tokens(make, artifacts):
+    def run_id(*overrides):
+        return prepare(make(*overrides), artifacts).run_ids["quality"]
+
+    for other in ("data.window=16", "probes.perplexity.tokens=64"):
+        assert run_id(other) != run_id(), other
+
+
+def test_a_seed_names_only_a_point_that_it_decides(make, artifacts):
+    def name(*overrides):
+        return prepare(make(*overrides), artifacts).point_id
+
+    assert name("seed=1") == name()
+    drawn = "method=rtn_stochastic"
+    assert name(drawn, "seed=1") != name(drawn)
+
+
+def test_an_untied_head_makes_another_point_of_a_tied_checkpoint_only(make, artifacts, tmp_path):
+    def name(*overrides):
+        return prepare(make(*overrides), artifacts).point_id
+
+    tiny.llama_tied(tmp_path / "tied")
+    assert name("model.path=tied", "model.untie=true") != name("model.path=tied")
+    assert name("model.untie=true") == name()

@@ -72,10 +72,12 @@ def prepare(point: Point, artifacts: Artifacts) -> Prepared:
         raise Refused(reason)
     plan = plan_for(point, reshaped(point, skeleton), artifacts)
     source = dataclasses.replace(point.model, untie=point.model.untie or plan.untie)
+    # of the checkpoint: a skeleton that model.untie=true has untied does not tell
+    tied = models.skeleton(dataclasses.replace(source, untie=False), artifacts).tied
     identity = {
         "checkpoint": skeleton.checkpoint,
         "dtype": source.dtype,
-        "untie": source.untie and skeleton.tied,
+        "untie": source.untie and tied,
         "method": step_identity(point.method),
         "plan": plan.digest(),
         "calibration": calibration_identity(point, skeleton, artifacts),
