@@ -271,3 +271,44 @@ def test_how_far_beyond_is_a_share_of_the_limit() -> None:
 def test_an_empty_line_is_passed_by_all() -> None:
     made = acceptance.of(frame(records.grid()), Acceptance())
     assert made["passes"].dropna().all()
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("float32", 5 / 8), ("bfloat16", 5 / 16)])
+def test_a_share_of_memory_is_of_16_bits_whatever_the_compute_dtype(dtype, share) -> None:
+    """Of a model that full precision holds in 16 MiB: in float32 that is 8 MiB in 16 bits."""
+    row = {"file_mib": 5.0, "resident_mib": 8.0, "resident_mib.delta": 0.5, "dtype": dtype}
+    assert estimate.memory(row).value == share
+    assert estimate.memory(row, relative=False).value == 5.0
+
+
+def test_what_is_kept_of_agreement_is_of_its_own_best() -> None:
+    meaning = {
+        name: {"unit": "", "better": "higher", "delta": None} for name in ("bleu_fp/t", "top1/t")
+    }
+    row = {"bleu_fp/t": 80.0, "top1/t": 0.9}
+    assert estimate.kept(row, "bleu_fp/t", meaning, {}).value == 0.8
+    assert estimate.kept(row, "top1/t", meaning, {}).value == 0.9
+
+
+def test_of_several_other_machines_the_best_speed_is_named() -> None:
+    row = {"decode_vs_bf16": None, "engine @ a, 1 threads": "e", "engine @ b, 2 threads": "e"}
+    row |= {"decode_vs_bf16 @ a, 1 threads": 1.2, "decode_vs_bf16 @ b, 2 threads": 2.4}
+    found = estimate.speedup(row)
+    assert found.value == 2.4
+    assert found.of.endswith(" @ b, 2 threads")
+
+
+def test_an_interval_of_24_is_as_much_wider_as_its_docstring_says() -> None:
+    assert acceptance.widening(1) == 1.0
+    assert round(acceptance.widening(24), 2) == 1.57
+
+
+@pytest.mark.parametrize(("full", "verdict"), [(19.0, "?"), (21.0, "yes")])
+def test_a_loss_of_2_points_says_nothing_below_ten_times_that(full: float, verdict: str) -> None:
+    """Of a BLEU of 20: within 2 points lies a tenth of it."""
+    rows = [
+        records.record("full_precision", None, None, None, metrics=[score("bleu/t", full, 0, 0)]),
+        records.record("rtn", 4, metrics=[score("bleu/t", full, 0.5)]),
+    ]
+    found = acceptance.of(frame(rows), Acceptance(drop={"bleu": Amount(2.0)}))
+    assert found["bleu"].tolist()[1] == verdict

@@ -60,3 +60,21 @@ def test_a_seed_is_named_once_and_what_nobody_chose_is_not() -> None:
     assert apart == "gptq seed=1 calibration.seed=2"
     longest = {"method": "gptq", "seed": 0, "calibration.choice": "longest"}
     assert labels.method(longest, axes) == "gptq choice=longest"
+
+
+def test_weights_are_called_by_their_bits_symmetry_and_dtype() -> None:
+    def called(*point: object, **changes: object) -> str:
+        made = frame([records.record(*point, **changes)])  # type: ignore[arg-type]
+        return labels.weights(labels.rows(made)[0])
+
+    assert called("rtn", 4, 64) == "w4g64"
+    assert called("rtn", 4, 64, symmetric=True) == "w4g64-sym"
+    assert called("rtn", 1.6, 64) == "w1.6g64"
+    full = ("full_precision", None, None, None)
+    assert called(*full) == "fp32"
+    assert called(*full, method_options="dtype=bfloat16") == "bf16"
+
+
+def test_a_heat_maps_row_says_what_shapes_its_grid() -> None:
+    found = frame([records.record("rtn", 4, 64, symmetric=True, scale_dtype="float32")])
+    assert labels.grid(labels.rows(found)[0]) == "rtn sym float32 scale"

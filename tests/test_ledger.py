@@ -130,3 +130,16 @@ def test_of_three_publishes_at_once_each_run_is_written_by_one(tmp_path):
     assert sorted(written) == sorted(f"stem{i}-1" for i in range(40))
     events = [json.loads(line) for line in (tmp_path / "published.jsonl").open()]
     assert len(events) == 2 * 40
+
+
+def test_a_content_that_comes_back_keeps_the_newest_id_it_was_given(ledger):
+    publish(ledger, FIRST)
+    publish(ledger, FIRST, anew=True)
+    assert publish(ledger, FIRST) is None  # as attempt 2, where an earlier one may be deleted
+    assert ledger.ids("wandb", FIRST.destination) == {FIRST.run_id: f"{FIRST.stem}-2"}
+
+
+def test_what_was_begun_only_is_not_known_to_be_there(ledger):
+    with pytest.raises(RuntimeError), ledger.claim(FIRST, yes):
+        raise RuntimeError("the connection is lost")
+    assert ledger.ids("wandb", FIRST.destination) == {}

@@ -686,3 +686,19 @@ def test_a_record_full_of_markup_is_printed_as_it_is(
     code, out = recommended(capsys, "odd", "--keep", "0.5", results=tmp_path)
     assert code == cli.OK
     assert out.count(odd) >= 2
+
+
+def test_of_one_point_timed_in_two_experiments_the_faster_counts() -> None:
+    for speeds in ((1.5, 2.5), (2.5, 1.5)):
+        found = []
+        for experiment, speed in zip(("a", "b"), speeds, strict=True):
+            own = point("rtn", 4, 0.99, 2.0)
+            for row in (own, timed(own, speed)):
+                row.experiment = experiment
+                row.run_id = records.identifier(row.run_id, experiment)
+                found.append(row)
+        assert ask(found, best="speed").passing[0].speed.value == 2.5
+
+
+def test_a_memory_is_ranked_in_mib() -> None:
+    assert ask([point("rtn", 4, 0.99, 2.0)], best="memory").passing[0].memory.value == 2.0

@@ -8,7 +8,7 @@ import records
 from bitsweep.record import Delta, Metric
 from bitsweep.report.frame import frame
 from bitsweep.report.sheet import Sheet, markdown
-from bitsweep.report.tables import change, primary, sheets
+from bitsweep.report.tables import change, fronts, primary, sheets
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +131,40 @@ def test_a_timing_of_uncommitted_code_marks_its_point():
     timing.provenance["dirty"] = True
     latency = sheets(frame([quality, timing]), "")["latency"]
     assert [line.cells[0] for line in latency.lines] == ["rtn†"]
+
+
+def test_each_number_stands_under_its_own_head():
+    found = [
+        records.number("kl_mean/t", 0.1, "nat", "lower"),
+        records.number("kl_median/t", 0.02, "nat", "lower"),
+        records.number("kl_p99/t", 0.9, "nat", "lower"),
+    ]
+    made = sheets(frame([records.record("rtn", 4, metrics=found)]), "")["agreement"]
+    row = cells(made, "rtn")
+    assert (row["KL mean t"], row["KL median t"], row["KL 99 % t"]) == ("0.1000", "0.0200", "0.900")
+
+
+def test_the_heat_maps_csv_has_each_change_under_its_bits():
+    found = [records.record("rtn", bits, metrics=[records.ppl(v, v, v)]) for bits, v in BY_BITS]
+    sheet = sheets(frame(found), "")["heatmap"]
+    row = dict(zip(sheet.columns, sheet.values[0], strict=True))
+    base = records.FULL_PRECISION_PPL["in_domain"]
+    for bits, value in BY_BITS:
+        assert row[f"bits_{bits}"] == pytest.approx((value / base - 1) * 100)
+
+
+BY_BITS = ((2, 5.0), (3, 4.0), (4, 3.0))
+
+
+def test_each_models_front_is_by_its_own_perplexity():
+    """Of two models, each measured on a text of its own."""
+    found = []
+    for model, text, values in (("one", "in_domain", (9.9, 12)), ("two", "out_of_domain", (10,))):
+        for place, value in enumerate(values):
+            file = records.number("file_mib", 1.0 + place, "MiB", "lower")
+            numbers = [file, records.ppl(value, value, value, text)]
+            found.append(records.record("rtn", 4 - place, model=model, metrics=numbers))
+    table = frame(found)
+    marks = dict(zip(zip(table["model"], table["bits"], strict=True), fronts(table, "file_mib"),
+                     strict=True))  # fmt: skip
+    assert marks == {("one", 4): "front", ("one", 3): "dominated", ("two", 4): "front"}

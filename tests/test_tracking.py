@@ -25,6 +25,7 @@ from bitsweep.tracking.flat import (
     config,
     label,
     numbers,
+    period,
     plain,
     safe,
 )
@@ -290,3 +291,30 @@ print(*sorted({{"wandb", "mlflow", "sqlalchemy", "tensorboard", "torch"}} & set(
     )
     assert made.stdout.splitlines() == [" ".join(EXISTING), ""]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_numbers_are_the_records_with_the_ends_of_their_intervals():
+    made = records.record("rtn", 4, metrics=[records.ppl(2.7, 2.6, 2.9)])
+    found, base = numbers(made), records.FULL_PRECISION_PPL["in_domain"]
+    assert found["ppl/in_domain"] == 2.7
+    ends = [found[f"ppl/in_domain_delta{end}"] for end in ("", "_lo", "_hi")]
+    assert ends == [2.7 / base, 2.6 / base, 2.9 / base]
+    assert found["wall_s/quantize"] == made.timings["quantize"]["wall_s"]
+
+
+def test_the_columns_are_the_records_own_and_a_times_threads_those_it_was_taken_with():
+    signature = "latency|engine:torch_int4|prompt:128|batch:1|threads:1|v2"
+    metric = records.Metric("decode_ms", 1.0, "ms", "lower", signature)
+    made = records.record("rtn", 4, kind="timing", metrics=[metric])
+    made.provenance["dirty"] = True
+    found = config(made)
+    assert (found["point_id"], found["run_id"]) == (made.point_id, made.run_id)
+    assert (found["engine"], found["threads"]) == ("torch_int4", 1)
+    assert found["dirty"] is True
+
+
+def test_a_run_ends_as_much_after_its_begin_as_it_took():
+    made = records.record("rtn", 4)
+    made.timings["total"] = {"wall_s": 90.0}
+    begun, done = period(made)
+    assert done - begun == 90.0
