@@ -66,6 +66,11 @@ def test_heads_over_heads_span_their_columns():
     assert "| 4 bits, ppl |" in markdown(wide)
 
 
+def test_latex_keeps_two_letters_that_it_would_make_one():
+    assert tex("sweep mine --config-dir conf") == "sweep mine -{}-config-dir conf"
+    assert tex("a---b ''c'' ?` d-e") == "a-{}-{}-b '{}'c'{}' ?{}` d-e"
+
+
 def test_a_bare_bracket_never_follows_a_line_break_in_latex():
     assert r"\\" + "\n[" not in latex(sheet("[1.0, 2.0]"))
 

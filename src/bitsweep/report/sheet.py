@@ -233,6 +233,8 @@ TEX = {
     "≈": r"$\approx$",
     "†": r"\textsuperscript{\textdagger}",
 }
+LIGATURE = re.compile("-(?=-)|'(?=')|`(?=`)|[?!](?=`)|,(?=,)")
+"""The first of two letters that LaTeX would make one: ``--`` of a flag is no dash."""
 TYPESET = re.compile("[ -~\u00a1-ĥĨ-ķĹ-ľŁ-ňŊ-ťŨ-ž‐-‖‘’‚“”„‡•…‰‹›€™№←-↓]")
 """What pdflatex has letters for, in the fonts of any document."""
 
@@ -252,7 +254,7 @@ LETTERS = _Letters()
 
 def tex(text: str) -> str:
     """``text`` as LaTeX shows it, letter for letter; ``U+4E2D`` of a letter that it has not."""
-    return " ".join(text.split()).translate(LETTERS)
+    return LIGATURE.sub(r"\g<0>{}", " ".join(text.split()).translate(LETTERS))
 
 
 def fine(text: str) -> str:

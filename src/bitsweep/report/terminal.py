@@ -71,20 +71,22 @@ def show(report: Report, console: Console | None = None, next_command: str = "")
             *names[:MOST_NAMES],
             *([f"{len(names) - MOST_NAMES} more"] * (len(names) > MOST_NAMES)),
         ]
-        console.print(Text(f"failed ({len(names)}): {', '.join(told)}: {reason}", style="red"))
+        line = f"failed ({len(names)}): {', '.join(told)}: {reason}"
+        console.print(Text(line, style="red"), soft_wrap=True)
     refused = [row for row in rows if row["status"] == "refused"]
     if refused:
         reasons = len(labels.by_reason(refused))
         why = f"{reasons} reasons that stand" if reasons > 1 else "a reason that stands"
         console.print(f"refused: {len(refused)}, for {why} below the table")
-    console.print(Text(f"table  {report.tables[0]}"))
+    lines = [f"table  {report.tables[0]}"]
     if report.figures:
-        console.print(Text(f"front  {report.figures[0].with_suffix('.png')}"))
-    console.print(Text(f"page   {report.page}"))
+        lines.append(f"front  {report.figures[0].with_suffix('.png')}")
+    lines.append(f"page   {report.page}")
     if any(_to_be_taken(row) for row in rows):
-        console.print(Text(f"best   {recommending(report)}"))
+        lines.append(f"best   {recommending(report)}")
     if next_command:
-        console.print(Text(f"next   {next_command}"))
+        lines.append(f"next   {next_command}")
+    console.print(Text("\n".join(lines)), soft_wrap=True)  # paths and commands are copied
 
 
 def _to_be_taken(row: Row) -> bool:

@@ -32,7 +32,6 @@ function usualColumns() {
     ...numbers.flatMap(m =>
       data.metrics[m].delta && m !== "file_mib" && m !== "bits_per_weight" ? [m, m + " Δ"] : [m],
     ),
-    ...(accepting() ? ["accepted"] : []),
   ];
 }
 // Whether the line has a verdict on any row that is more than a missing number.
