@@ -702,3 +702,18 @@ def test_of_one_point_timed_in_two_experiments_the_faster_counts() -> None:
 
 def test_a_memory_is_ranked_in_mib() -> None:
     assert ask([point("rtn", 4, 0.99, 2.0)], best="memory").passing[0].memory.value == 2.0
+
+
+def test_of_points_alike_in_memory_the_better_quality_is_preferred() -> None:
+    better, faster = point("gptq", 4, 0.99, 2.0), point("rtn", 4, 0.95, 2.0)
+    rows = [better, timed(better, 1.2), faster, timed(faster, 2.4)]
+    assert order(ask(rows, best="memory")) == ["gptq4", "rtn4"]
+
+
+def test_a_quality_of_several_metrics_is_unknown_where_one_was_not_measured() -> None:
+    lacking = point("rtn", 4, 0.99, 2.0)
+    both = point("gptq", 4, 0.98, 2.0)
+    both.metrics["top1/t"] = records.number("top1/t", 0.9)
+    found = ask([lacking, both], metrics=("ppl", "top1"), line=Acceptance(file=Amount(9.0)))
+    known = {c.row["method"]: c.quality.value for c in found.passing}
+    assert known == {"rtn": None, "gptq": pytest.approx(0.9)}
