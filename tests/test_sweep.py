@@ -16,9 +16,10 @@ from desk import Desk, lay
 from omegaconf import DictConfig
 
 import bitsweep
-from bitsweep import cli, compose
+from bitsweep import cli, compose, config
 from bitsweep.errors import UserError
 from bitsweep.methods.rtn import RTN
+from bitsweep.survey import unchosen_text
 from bitsweep.sweep import Outcome, Session, launch
 
 GRID = "grids:\n  - {method: [rtn, hqq], bits: [3, 4], symmetric: [true, false]}\n"
@@ -68,6 +69,27 @@ def test_a_second_sweep_launches_nothing(desk: Desk) -> None:
     assert fates(again) == {"done": 2}
     assert again.outcomes == []
     assert [path.read_bytes() for path in desk.records("adhoc")] == before
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["data=reference", "probes=quick"], True),
+        (["data=reference", "probes=size"], False),
+        (["data=reference", "probes=size", "method=gptq"], True),
+        (["data=text", "probes=quick"], False),
+        (["data=reference", "probes=quick", "model=reference"], False),
+    ],
+)
+def test_a_model_of_ones_own_on_the_embedded_models_text_is_told(
+    desk: Desk, words: list[str], told: bool
+) -> None:
+    given = ["model.path=llama", "data.path=measured.txt", "data.calibration_path=calibrating.txt"]
+    given = given if "data=text" in words else given[: "model=reference" not in words]
+    point = config.job(compose.compose([*given, *words]), "bitsweep run").point
+    line = unchosen_text([point])
+    assert (line is not None) == told
+    assert line is None or line.startswith("note: llama on data=reference")
 
 
 class Elsewhere(Session):

@@ -71,7 +71,8 @@ def experiment_root(name: str) -> Path:
             return root
     known = sorted(experiments())
     guess = nearest(Path(name).stem, known)  # for those who type the file
-    raise UserError(f"{name}: no such experiment{guess}{choices(known)}")
+    own = f"; one of your own is {EXPERIMENTS}/NAME.yaml of this folder"
+    raise UserError(f"{name}: no such experiment{guess}{choices(known)}{own}")
 
 
 def experiments() -> dict[str, Path]:

@@ -6,7 +6,7 @@ Nothing is measured and nothing written: ``bitsweep plan`` asks no more than thi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,9 +24,12 @@ from bitsweep.store import Store, uncollected
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from bitsweep.point import Point
     from bitsweep.prepared import Prepared
 
 Fate = Literal["run", "done", "refused", "merged"]
+EMBEDDED = "reference"
+"""The package's own model, and the data that were made for it."""
 ONLY_EACH = f"policy.only={EACH}"
 
 
@@ -107,6 +110,28 @@ def _told_apart(candidates: list[Candidate]) -> list[Candidate]:
         replace(candidate, apart=tuple(w for w in candidate.overrides if w not in common[name]))
         for name, candidate in zip(names, candidates, strict=True)
     ]
+
+
+def unchosen_text(points: Iterable[Point], measured: bool = True) -> str | None:
+    """A line for models of one's own that are calibrated, or ``measured``, on the embedded model's
+    text: what stands where nobody chose ``data``."""
+    from bitsweep.probes import needs
+
+    names = {
+        point.model.name
+        for point in points
+        if point.data.name == EMBEDDED
+        and point.model.name != EMBEDDED
+        and not point.model.random_weights
+        and (
+            point.calibrated
+            or (measured and any(needs(probe) == "training" for probe in point.probes.values()))
+        )
+    }
+    if not names:
+        return None
+    told = f"{', '.join(sorted(names))} on data={EMBEDDED}, the embedded model's text"
+    return f"note: {told}; for your own: data=text data.path=FILE data.calibration_path=OTHER"
 
 
 def _composed(

@@ -20,7 +20,7 @@ from bitsweep.launching import Parcels
 from bitsweep.progress import Progress
 from bitsweep.record import Record
 from bitsweep.store import Store, uncollected
-from bitsweep.survey import Candidate, command_of, judge, own_threads, survey
+from bitsweep.survey import Candidate, command_of, judge, own_threads, survey, unchosen_text
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -94,6 +94,7 @@ class Session:
                     store.put(record, [])
         todo = [candidate for candidate in self.candidates if candidate.fate == "run"]
         self.progress.begin(self.candidates, time.perf_counter() - started)
+        self._say_whose_text(todo)
         return [candidate.overrides for candidate in todo]
 
     def __call__(self, task_config: DictConfig) -> Outcome:
@@ -176,10 +177,16 @@ class Session:
         if candidate.fate == "refused":
             raise UserError(candidate.reason)
         Store(candidate.job.point.folder).prepare()
+        self._say_whose_text([candidate] if candidate.fate == "run" else [])
         outcome = self.execute(candidate, alone=True)
         if outcome.error is not None:
             raise UserError(outcome.error)
         return outcome.records
+
+    def _say_whose_text(self, launched: Sequence[Candidate]) -> None:
+        line = unchosen_text(candidate.job.point for candidate in launched)
+        if line is not None:
+            self.progress.warn(line)
 
     @uncollected()
     def settle(self, job: Job) -> Candidate:

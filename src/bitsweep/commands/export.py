@@ -6,6 +6,7 @@ import argparse
 import functools
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,11 @@ def export(argv: list[str]) -> int:
         records, keys, config_dir = [], given.what, given.config_dir
         wanted = job(compose(keys, config_dir), command_line("export", argv))
         prepared = _prepared(wanted, artifacts)
+        from bitsweep.survey import unchosen_text
+
+        line = unchosen_text([wanted.point], measured=False)
+        if line is not None:
+            print(line, file=sys.stderr)
     from bitsweep.export.folder import Origin
 
     label = str(prepared.columns()["label"])
