@@ -90,6 +90,22 @@ def test_a_number_that_is_missing_keeps_its_reason():
     assert "no packed kernel runs 3 bits" in row["decode_ms.reason"]
 
 
+def test_a_number_of_a_later_record_has_no_reason_of_an_earlier_one():
+    none = records.Metric("acc/task", None, "", "higher", "acc|v1", reason="no such file then")
+    both = [
+        records.record("rtn", 4, metrics=found)
+        for found in (
+            [records.ppl(2.7), none],
+            [records.Metric("acc/task", 0.5, "", "higher", "acc|v1")],
+        )
+    ]
+    for number, record in enumerate(both):
+        record.run_id = records.identifier("later", number)
+    (row,) = frame(both).to_dict("records")
+    assert row["acc/task"] == 0.5
+    assert pd.isna(row.get("acc/task.reason"))
+
+
 def test_full_precision_is_first_and_then_bits_fall():
     table = frame(records.grid())
     assert table.loc[0, "method"] == "full_precision"

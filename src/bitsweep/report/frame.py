@@ -270,6 +270,7 @@ def _fill(row: dict[str, Any], metric: Metric, name: str) -> None:
     if delta is not None:
         row[f"{name}.delta"] = delta.value
         row[f"{name}.delta.lo"], row[f"{name}.delta.hi"] = delta.lo, delta.hi
+    row.pop(f"{name}.reason", None)  # of another Record, which had no number
     if metric.reason is not None:
         row[f"{name}.reason"] = metric.reason
 
