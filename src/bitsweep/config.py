@@ -379,16 +379,16 @@ def _calibration(name: str, value: Mapping[str, Any], data: Data) -> Calibration
     else:
         source = data.calibration or TextSource("none", path="")  # check() asks who needs one
     rest = {key: item for key, item in value.items() if key != "source"}
-    windows = fit("calibration.windows", rest.get("windows", 128), int)
+    windows = fit("calibration.windows", rest.get("windows", CalibrationSpec.windows), int)
     window = fit("calibration.window", rest.get("window"), int | None)
-    seed = fit("calibration.seed", rest.get("seed", 0), int)
+    seed = fit("calibration.seed", rest.get("seed", CalibrationSpec.seed), int)
     if windows < 1:
         raise UserError(f"calibration.windows={windows}: takes a whole number from 1")
     if window is not None and window < 2:
         key = "data.window" if window == data.window else "calibration.window"
         raise UserError(f"{key}={window}: takes 2 tokens or more")
     _check_seed("calibration.seed", seed)
-    choice = fit("calibration.choice", rest.get("choice", "random"), str)
+    choice = fit("calibration.choice", rest.get("choice", CalibrationSpec.choice), str)
     if choice not in CHOICES:
         raise UserError(
             f"calibration.choice={choice}: no such choice{nearest(choice, CHOICES)}"

@@ -204,6 +204,11 @@ def question(experiment: str) -> str:
     return opening(path)
 
 
+def sweeping(experiment: str) -> str:
+    """The command that measures it; empty where no file of this name says what to measure."""
+    return command_line("sweep", [experiment]) if experiment in experiments() else ""
+
+
 def opening(path: Path) -> str:
     """The comment at the head of a YAML up to its first empty line."""
     lines = []

@@ -11,9 +11,8 @@ from typing import Any
 
 from bitsweep import cli
 from bitsweep.axes import engine_files, files, variants
-from bitsweep.commands.launch import Parser, opening, question
+from bitsweep.commands.launch import Parser, opening, question, sweeping
 from bitsweep.compose import choices_in, experiments, group_files, nearest
-from bitsweep.config import command_line
 from bitsweep.errors import UserError
 from bitsweep.record import Metric, Record
 from bitsweep.store import Store
@@ -32,8 +31,7 @@ def report(argv: list[str]) -> int:
     from bitsweep import report as reports
 
     name = folders[0].name
-    command = command_line("sweep", [name]) if name in experiments() else ""
-    written = reports.write(*folders, question=question(name), command=command)
+    written = reports.write(*folders, question=question(name), command=sweeping(name))
     reports.summary(written)
     return cli.OK
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitsweep import cli, config
-from bitsweep.commands.launch import Parser, question
+from bitsweep.commands.launch import Parser, question, sweeping
 from bitsweep.commands.look import folder_of
 from bitsweep.compose import (
     compose,
@@ -187,9 +187,8 @@ def _report(folder: Path, records: Sequence[Record]) -> Summary | None:
     from bitsweep import report
 
     name = folder.name
-    command = command_line("sweep", [name]) if name in experiments() else ""
     try:
-        written = report.write(folder, question=question(name), command=command)
+        written = report.write(folder, question=question(name), command=sweeping(name))
     except UserError as reason:
         print(f"no report: {reason}")
         return None

@@ -55,6 +55,9 @@ function facet(axis) {
   );
 }
 
+// Whether the acceptance line has a verdict on any row that is more than a missing number.
+const accepting = () => view.all.some(i => ["surely", "yes", "no"].includes(cell("accepted", i)));
+
 function filters() {
   const focused =
     document.activeElement && document.activeElement.closest("#filters")

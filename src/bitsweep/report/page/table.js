@@ -34,8 +34,6 @@ function usualColumns() {
     ),
   ];
 }
-// Whether the line has a verdict on any row that is more than a missing number.
-const accepting = () => view.all.some(i => ["surely", "yes", "no"].includes(cell("accepted", i)));
 const headOf = name => (name.endsWith(" Δ") ? "Δ " + titleOf(name.slice(0, -2)) : titleOf(name));
 
 function key(name, i) {
